@@ -1,0 +1,40 @@
+# An active virtual environment is used as it is, so that an installed torch is kept; without one, .venv is made here
+# with the versions that the suite was run with.
+ifdef VIRTUAL_ENV
+VENV := $(VIRTUAL_ENV)
+else
+VENV := .venv
+PINNED := -c constraints.txt
+endif
+PYTHON := $(VENV)/bin/python
+PIP := $(PYTHON) -m pip --disable-pip-version-check
+
+.PHONY: run test lint bench install install-test clean
+
+run: install  ## install, then DM2-AT on the digits that come with scikit-learn
+	$(PYTHON) -m dm2_fast run --strategy dm2-at
+	@echo "Next: $(VENV)/bin/dm2-fast run --help, or the README."
+
+test: install-test  ## install, then the whole test suite
+	$(PYTHON) -m pytest
+
+lint: install-test  ## style and types
+	$(PYTHON) -m ruff check
+	$(PYTHON) -m ruff format --check
+	$(PYTHON) -m mypy
+
+bench: install-test  ## the timings of every operation
+	$(PYTHON) -m pytest benches
+
+install: $(PYTHON)
+	$(PIP) install --quiet $(PINNED) -e .
+
+install-test: $(PYTHON)
+	$(PIP) install --quiet $(PINNED) -e '.[test]'
+
+$(PYTHON):
+	python3 -m venv $(VENV)
+	$(PIP) install --quiet --upgrade 'pip>=25'
+
+clean:
+	rm -rf build .venv .ci-venv *.egg-info dm2_fast/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -1,0 +1,43 @@
+from typing import Any
+
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+def pairwise(
+    queries: Array,
+    query_scale: Array,
+    rows: Array,
+    row_scale: Array,
+    out: Array,
+    w1: float,
+    w2: float,
+    *,
+    num_threads: int,
+) -> None: ...
+def knn(
+    queries: Array,
+    query_scale: Array,
+    query_ids: Array,
+    rows: Array,
+    row_scale: Array,
+    row_ids: Array,
+    distances: Array,
+    indices: Array,
+    w1: float,
+    w2: float,
+    *,
+    num_threads: int,
+) -> None: ...
+def mix(
+    inputs: Array,
+    indices: Array,
+    coefficients: Array,
+    mean: Array,
+    std: Array,
+    channel_stride: int,
+    out: Array,
+    *,
+    num_threads: int,
+) -> None: ...
+def uncertainty(logits: Array, kind: str, out: Array, *, num_threads: int) -> None: ...

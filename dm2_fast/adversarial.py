@@ -1,0 +1,141 @@
+"""Fast gradient sign perturbations of chosen samples, and the loss over clean and adversarial pairs (Eqs. 12-16)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dm2_fast.mixing import Normalize, channel_statistics
+from dm2_fast.scoring import check_logits, evaluating, model_device, model_dtype
+
+
+def fgsm(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor | None,
+    epsilon: float,
+    *,
+    normalize: Normalize | None = None,
+    batch_size: int = 256,
+) -> Tensor:
+    """Perturb samples by epsilon along the sign of the loss gradient (Eqs. 12-13, 15-16).
+
+    Specifically, with x in [0, 1] (uint8 is divided by 255) and `z = model((x - mean) / std)`, this computes
+    `(x + epsilon * grad(cross_entropy(z, y), x).sign()).clamp(0, 1)`. epsilon and the clipping are in pixel space
+    whatever the normalisation; a sample of which the model is certain is perturbed like any other. The model runs in
+    eval mode; it, its gradients, its BatchNorm statistics and the random state come back untouched.
+
+    Args:
+        model: Returns (n, C) logits for a batch of n normalised samples.
+        x: Samples, (n, C, ...): uint8, or floating point in [0, 1].
+        y: Classes, (n,) int64; None for the model's predicted labels (Algorithm 2, line 10).
+        epsilon: Largest change of a pixel, at least 0, in units of the [0, 1] range.
+        normalize: (mean, std), numbers or one per channel.
+        batch_size: Rows per pass.
+
+    Returns:
+        (n, C, ...) in [0, 1], on the device of x: float32 for uint8 x, else the dtype of x.
+
+    Raises:
+        ValueError: epsilon < 0, x is empty or outside [0, 1], y does not fit, or the model returns no (n, C) logits.
+        TypeError: x is neither uint8 nor floating point, or y is not int64.
+    """
+    if not 0 <= epsilon < float("inf"):
+        raise ValueError(f"epsilon must be at least 0 and finite, got {epsilon}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    pixels = to_pixels(x)
+    if y is not None:
+        if y.dtype != torch.int64:
+            raise TypeError(f"y must be int64, got {y.dtype}")
+        if y.shape != x.shape[:1]:
+            raise ValueError(f"y must have shape ({len(x)},), got {tuple(y.shape)}")
+    device, dtype = model_device(model), model_dtype(model)
+    mean, std = _broadcast(normalize, pixels, device, dtype)
+    parts: list[Tensor] = []
+    with evaluating(model), _frozen(model):
+        for i in range(0, len(pixels), batch_size):
+            part = pixels[i : i + batch_size]
+            inputs = part.to(device, dtype).requires_grad_()
+            with torch.enable_grad():
+                logits = check_logits(model((inputs - mean) / std))
+                labels = logits.detach().argmax(1) if y is None else y[i : i + batch_size].to(device)
+                if labels.min() < 0 or labels.max() >= logits.shape[1]:
+                    raise ValueError(
+                        f"y must be in [0, {logits.shape[1] - 1}], got {labels.min().item()} to {labels.max().item()}"
+                    )
+                # The cross-entropy is softplus(u), which rises with u: its gradient has the same sign, but rounds to
+                # zero for a confident row where that of u does not.
+                own = logits.gather(1, labels[:, None])
+                u = logits.scatter(1, labels[:, None], -torch.inf).logsumexp(1, keepdim=True) - own
+                (gradient,) = torch.autograd.grad(u.sum(), inputs)
+            parts.append((part + epsilon * gradient.sign().to(part.device, part.dtype)).clamp(0, 1))
+    return torch.cat(parts)
+
+
+def to_pixels(x: Tensor) -> Tensor:
+    """x in [0, 1]: uint8 is divided by 255, floating point is checked."""
+    if x.ndim < 2 or x.numel() == 0:
+        raise ValueError(f"x must be a non-empty (n, ...) batch, got shape {tuple(x.shape)}")
+    if x.dtype == torch.uint8:
+        return x.float() / 255
+    if not x.is_floating_point():
+        raise TypeError(f"x must be uint8 or floating point, got {x.dtype}")
+    low, high = x.min().item(), x.max().item()
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"x must be in [0, 1] (pass normalize= for a model of normalised inputs), got [{low}, {high}]")
+    return x.detach()
+
+
+def pair_loss(clean: Tensor, adversarial: Tensor, y: Tensor, twins: Tensor, clean_weight: float = 0.5) -> Tensor:
+    """The combined loss of a batch in which some rows have an adversarial twin (Eq. 14).
+
+    Specifically, with the cross-entropies `c = CE(clean, y)` and `a = CE(adversarial, y[twins])` per row, this is
+    the mean over the batch of `w * c + (1 - w) * a` where there is a twin and of `c` where there is none.
+
+    Args:
+        clean: Logits of the batch, (n, C).
+        adversarial: Logits of the twins, (t, C).
+        y: True classes of the batch, (n,) int64.
+        twins: The row of the batch that each twin belongs to, (t,) int64, distinct.
+        clean_weight: w in [0, 1]; 0.5 is Eq. 14.
+
+    Raises:
+        ValueError: shapes do not match or clean_weight is outside [0, 1].
+    """
+    if not 0 <= clean_weight <= 1:
+        raise ValueError(f"clean_weight must be in [0, 1], got {clean_weight}")
+    if len(y) != len(clean) or len(twins) != len(adversarial):
+        raise ValueError(
+            f"y and twins must match the logits, got {len(y)} labels for {len(clean)} rows "
+            f"and {len(twins)} twins for {len(adversarial)} rows"
+        )
+    loss = F.cross_entropy(clean, y, reduction="none")
+    if len(twins):
+        twin_loss = F.cross_entropy(adversarial, y[twins], reduction="none")
+        loss = loss.index_put((twins,), clean_weight * loss[twins] + (1 - clean_weight) * twin_loss)
+    return loss.mean()
+
+
+def _broadcast(
+    normalize: Normalize | None, x: Tensor, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """(mean, std) shaped to act on dimension 1 of x; (0, 1) for None."""
+    mean, std = channel_statistics(normalize if normalize is not None else (0.0, 1.0), x.shape[1])
+    shape = (1, -1) + (1,) * (x.ndim - 2)
+    return mean.to(device, dtype).view(shape), std.to(device, dtype).view(shape)
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Switch the parameters' gradients off: only the input's is wanted."""
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for p in wanted:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in wanted:
+            p.requires_grad_(True)

@@ -1,0 +1,41 @@
+"""Every acquisition strategy by its paper name: `strategies.get("dm2")(round, budget, options)`.
+
+A strategy is one function in one file. It looks at a `Round` and returns a `Picked`: the chosen rows in order, and the
+score of every row where the method scores rows.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from dm2_fast.acquire import Picked
+from dm2_fast.strategies import dm2, dm2_at, entropy, least_confidence, margin, random
+from dm2_fast.strategies.round import Round
+
+__all__ = ["Round", "Strategy", "get", "names"]
+
+Strategy = Callable[[Round, int, Any], Picked]
+
+_STRATEGIES: dict[str, Strategy] = {
+    "random": random.choose,
+    "least-confidence": least_confidence.choose,
+    "entropy": entropy.choose,
+    "margin": margin.choose,
+    "dm2": dm2.choose,
+    "dm2-at": dm2_at.choose,
+}
+
+
+def names() -> tuple[str, ...]:
+    """The names of all strategies."""
+    return tuple(_STRATEGIES)
+
+
+def get(name: str) -> Strategy:
+    """Return the strategy with this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in _STRATEGIES:
+        raise ValueError(f"strategy must be one of {', '.join(names())}, got {name!r}")
+    return _STRATEGIES[name]

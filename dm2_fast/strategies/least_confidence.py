@@ -1,0 +1,9 @@
+"""Least Confidence: the samples with the lowest maximum softmax value (Lewis and Gale 1994)."""
+
+from dm2_fast.acquire import Picked
+from dm2_fast.strategies.round import Round
+
+
+def choose(round: Round, budget: int, options: None = None) -> Picked:
+    """Choose budget rows of the pool; it has no options."""
+    return round.most_uncertain(budget, "least-confidence")
