@@ -6,7 +6,7 @@ from pybind11.setup_helpers import Pybind11Extension
 from setuptools import setup
 
 setup(
-    packages=["dm2_fast", "dm2_fast.strategies", "dm2_fast.kernels"],
+    packages=["dm2_fast", "dm2_fast.strategies", "dm2_fast.experiment", "dm2_fast.kernels"],
     package_dir={"dm2_fast.kernels": "kernels"},
     package_data={"dm2_fast": ["py.typed", "_C.pyi"]},
     ext_modules=[

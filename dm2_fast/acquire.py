@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dm2_fast.arrays import ArrayLike
 from dm2_fast.distance import Metric, knn, weights
 from dm2_fast.mixing import Mix, Normalize, check_mix, recipe
-from dm2_fast.scoring import ForwardPass
+from dm2_fast.scoring import ForwardPass, model_device
 
 
 @dataclass(frozen=True)
@@ -131,20 +131,21 @@ def select(
         warnings.warn(f"k={config.k} is clamped to {k}: the pool has {m} row{'s' * (m > 1)}", stacklevel=2)
 
     seconds: dict[str, float] = {}
-    with stage(seconds, "features", model):
+    device = model_device(model)
+    with stage(seconds, "features", device):
         features, _ = forward.features_and_logits()
-    with stage(seconds, "neighbours", model):
+    with stage(seconds, "neighbours", device):
         if k:
             options = {"backend": backend, "num_threads": num_threads, "progress": progress}
             distances, neighbours = knn(features, k, config.metric, **options)  # type: ignore[arg-type]
         else:
             neighbours = torch.empty(m, 0, dtype=torch.int64)
             distances = torch.empty(m, 0)
-    with stage(seconds, "mixed", model):
+    with stage(seconds, "mixed", device):
         key = {"seed": seed, "round": round}
         mixture = recipe(distances, neighbours, config.mix, config.lam, config.alpha, **key, row_ids=ids)
         scores = forward.mixed_uncertainty(mixture, config.score)
-    with stage(seconds, "choose", model):
+    with stage(seconds, "choose", device):
         indices = highest(scores, budget, config.offset)
     return Picked(indices, scores, neighbours, distances, seconds)
 
@@ -173,14 +174,14 @@ def check_row_ids(row_ids: NDArray[np.int64] | Tensor | None, m: int) -> NDArray
 
 
 @contextmanager
-def stage(seconds: dict[str, float], name: str, model: nn.Module) -> Iterator[None]:
-    """Add the wall time of a stage to seconds, with the model's device synchronised at both ends."""
+def stage(seconds: dict[str, float], name: str, device: torch.device) -> Iterator[None]:
+    """Store the wall time of a stage in seconds, with the device synchronised at both ends."""
 
     def now() -> float:
-        if next((p.is_cuda for p in model.parameters()), False):
-            torch.cuda.synchronize()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         return time.perf_counter()
 
     start = now()
     yield
-    seconds[name] = seconds.get(name, 0.0) + now() - start
+    seconds[name] = now() - start

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from dm2_fast.mixing import Normalize, channel_statistics
 from dm2_fast.scoring import check_logits, evaluating, model_device, model_dtype
@@ -19,6 +20,7 @@ def fgsm(
     *,
     normalize: Normalize | None = None,
     batch_size: int = 256,
+    progress: bool = False,
 ) -> Tensor:
     """Perturb samples by epsilon along the sign of the loss gradient (Eqs. 12-13, 15-16).
 
@@ -34,6 +36,7 @@ def fgsm(
         epsilon: Largest change of a pixel, at least 0, in units of the [0, 1] range.
         normalize: (mean, std), numbers or one per channel.
         batch_size: Rows per pass.
+        progress: Show a progress bar on a terminal.
 
     Returns:
         (n, C, ...) in [0, 1], on the device of x: float32 for uint8 x, else the dtype of x.
@@ -56,7 +59,8 @@ def fgsm(
     mean, std = _broadcast(normalize, pixels, device, dtype)
     parts: list[Tensor] = []
     with evaluating(model), _frozen(model):
-        for i in range(0, len(pixels), batch_size):
+        starts = range(0, len(pixels), batch_size)
+        for i in tqdm(starts, desc="fgsm", leave=False, disable=None if progress else True):
             part = pixels[i : i + batch_size]
             inputs = part.to(device, dtype).requires_grad_()
             with torch.enable_grad():

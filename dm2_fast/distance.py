@@ -26,7 +26,7 @@ _WEIGHTS: dict[str, Callable[[int], tuple[float, float]]] = {
 }
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _BLOCK_BYTES = 2**25  # rows converted at a time
-_BLOCK_STEPS = 2**32  # (row, row, dimension) steps between two chances to interrupt
+_BLOCK_STEPS = 2**32  # (row, row, dimension) steps between two chances to interrupt, on a CPU
 
 
 def weights(metric: str, d: int) -> tuple[float, float]:
@@ -171,7 +171,8 @@ def knn(
     indices = torch.full((len(asked), k), torch.iinfo(torch.int64).max, device=device)
     row_ids = torch.arange(len(rows), device=device)
     query_ids = row_ids if queries is None else torch.full((len(asked),), -1, device=device)
-    step = min(asked.block, max(64, _BLOCK_STEPS // (len(rows) * d)))
+    steps = _BLOCK_STEPS if device.type == "cpu" else 256 * _BLOCK_STEPS
+    step = min(asked.block, max(64, steps // (len(rows) * d)))
     bar = tqdm(total=len(asked), desc="neighbours", unit="row", leave=False, disable=None if progress else True)
     with bar:
         for i in range(0, len(asked), step):

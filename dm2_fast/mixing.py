@@ -125,8 +125,7 @@ def mix(
         raise ValueError(f"inputs must be a non-empty (m, ...) pool of samples, got shape {tuple(inputs.shape)}")
     _check_rows("indices", indices, 2, len(inputs))
     r = len(inputs) if rows is None else len(rows)
-    if rows is None:
-        rows = torch.arange(r, device=indices.device)
+    rows = torch.arange(r, device=indices.device) if rows is None else rows.to(indices.device)
     _check_rows("rows", rows, 1, len(inputs))
     if len(indices) != r:
         raise ValueError(f"indices must have one row for each of the {r} rows, got {len(indices)}")
@@ -140,6 +139,7 @@ def mix(
         raise ValueError(f"lam must be in [0, 1], got {outside[0].item()}")
     if weights is None:
         weights = torch.full((r, n), 1 / max(n, 1), dtype=torch.float64, device=indices.device)
+    weights = weights.to(indices.device)
     if weights.shape != indices.shape:
         raise ValueError(f"weights must have the shape of indices, {tuple(indices.shape)}, got {tuple(weights.shape)}")
     total = weights.double().sum(1)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dm2_fast.acquire import Picked, check_budget, check_row_ids, highest, stage
-from dm2_fast.scoring import ForwardPass, Uncertainty
+from dm2_fast.scoring import ForwardPass, Uncertainty, model_device
 
 
 @dataclass
@@ -42,9 +42,10 @@ class Round:
         """Choose the budget most uncertain unmixed samples, ties to the lower row."""
         check_budget(budget, len(self))
         seconds: dict[str, float] = {}
-        with stage(seconds, "logits", self.forward.model):
+        device = model_device(self.forward.model)
+        with stage(seconds, "logits", device):
             logits = self.logits
-        with stage(seconds, "choose", self.forward.model):
+        with stage(seconds, "choose", device):
             scores = self.forward.uncertainty(logits, kind)
             indices = highest(scores, budget)
         return Picked(indices, scores, seconds=seconds)

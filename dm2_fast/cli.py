@@ -1,0 +1,127 @@
+"""The command `dm2-fast`, built from the configuration dataclasses."""
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+
+import docstring_parser
+from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter, Namespace
+
+import dm2_fast
+from dm2_fast import strategies
+from dm2_fast.experiment import RunConfig, run
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exits with 2 and one readable line for what the user can mend, 130 for Ctrl-C."""
+    parsed = _parser().parse_args(sys.argv[1:] if arguments is None else list(arguments))
+    try:
+        result = run(_build(RunConfig, parsed["run"]), echo=lambda line: print(line, flush=True))
+    except (ValueError, OSError) as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        print("dm2-fast: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    print(f"\n{result.folder}: curve.png, rounds.csv, selected.csv, round_NN.png (what was chosen), config.yaml")
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"dm2-fast: error: {message}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
+class _Parser(ArgumentParser):
+    """A parser that says what is wrong in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        key, value = re.search(r'key "([\w.]+)"', message), re.search(r"[Vv]alue: (.*)$", message)
+        if key and value and key[1] in _TYPES:
+            message = f"--{key[1].replace('_', '-')} must be {_words(_TYPES[key[1]])}, got {value[1]}"
+        _fail(" ".join(message.split()) + " (see dm2-fast run --help)")
+
+
+class _Help(DefaultHelpFormatter):
+    """The metavar already says what an option takes."""
+
+    def _get_help_string(self, action: Any) -> str:
+        return super()._get_help_string(action).replace("type: %(type)s, ", "")
+
+
+_TYPES: dict[str, Any] = {}  # of every option of `run`
+
+
+def _parser() -> ArgumentParser:
+    parser = _Parser(
+        prog="dm2-fast",
+        description="Deep active learning with DM2 and DM2-AT.",
+        usage="%(prog)s COMMAND",
+        formatter_class=_Help,  # also of the commands
+    )
+    parser.add_argument("--version", action="version", version=f"dm2-fast {dm2_fast.__version__}")
+    commands = parser.add_subcommands(metavar="COMMAND", title="commands")
+    runner = _Parser(
+        description="Run active learning on a data set and write a folder of results.",
+        usage="dm2-fast run [options]",
+    )
+    runner.add_argument(
+        "--config", action="config", metavar="FILE", help="YAML file with any of these options; later ones win."
+    )
+    _add_options(runner, RunConfig)
+    commands.add_subcommand("run", runner, help="run active learning on a data set")
+    return parser
+
+
+def _add_options(parser: Any, cls: type, prefix: str = "") -> None:
+    """An option per field, its help from the class's docstring; nested dataclasses become groups."""
+    documented = docstring_parser.parse(cls.__doc__ or "")
+    help_of = {parameter.arg_name: " ".join((parameter.description or "").split()) for parameter in documented.params}
+    types = get_type_hints(cls)
+    for item in sorted(fields(cls), key=lambda item: is_dataclass(types[item.name])):
+        name, kind = f"{prefix}{item.name}", types[item.name]
+        if is_dataclass(kind):
+            summary, _, rest = (docstring_parser.parse(kind.__doc__ or "").short_description or "").partition(".")
+            _add_options(parser.add_argument_group(summary, rest.strip() or None), kind, f"{name}.")  # type: ignore[arg-type]
+            continue
+        _TYPES[name] = kind
+        option = f"--{name.replace('_', '-')}"
+        if kind is bool:
+            action = ActionYesNo(no_prefix="no-")
+            parser.add_argument(option, action=action, default=item.default, help=help_of[item.name])
+            continue
+        metavar = "{" + ",".join(strategies.names()) + "}" if name == "strategy" else _metavar(kind)
+        parser.add_argument(option, type=kind, default=item.default, metavar=metavar, help=help_of[item.name])
+
+
+def _metavar(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "{" + ",".join(get_args(kind)) + "}"
+    parts = [part for part in get_args(kind) if part is not type(None)]
+    if parts:
+        return "|".join(part if isinstance(part, str) else _metavar(part) for part in parts)
+    return {int: "N", float: "X", Path: "PATH"}.get(kind, "NAME")
+
+
+def _words(kind: Any) -> str:
+    """A type in words: "a number or one of beta"."""
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(get_args(kind))}"
+    parts = [_words(part) for part in get_args(kind)]
+    if parts:
+        return " or ".join(parts)
+    names = {int: "an integer", float: "a number", bool: "true or false", Path: "a path", type(None): "null"}
+    return names.get(kind, "a text")
+
+
+def _build(cls: type, values: Namespace) -> Any:
+    """The dataclass from parsed values."""
+    types = get_type_hints(cls)
+    nested = {name: kind for name, kind in types.items() if is_dataclass(kind)}
+    return cls(
+        **{
+            item.name: _build(nested[item.name], values[item.name]) if item.name in nested else values[item.name]  # type: ignore[arg-type]
+            for item in fields(cls)
+        }
+    )

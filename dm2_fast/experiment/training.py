@@ -1,0 +1,179 @@
+"""Training from scratch and evaluation (Eqs. 1-2, 14), with the recipes of the paper's section 6."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dm2_fast.adversarial import fgsm, pair_loss, to_pixels
+from dm2_fast.experiment.config import AdversarialConfig, TrainingConfig
+from dm2_fast.mixing import Normalize, mix
+from dm2_fast.scoring import ForwardPass
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The labelled set.
+
+    Attributes:
+        x, y: Images (n, C, H, W) uint8 and classes (n,).
+        twins: Adversarial images, (t, C, H, W) float32 in [0, 1].
+        twin_of: The row of x that each twin belongs to, (t,) int64, distinct.
+    """
+
+    x: Tensor
+    y: Tensor
+    twins: Tensor
+    twin_of: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def subset(self, rows: Tensor) -> "Labelled":
+        """The rows, in this order, with their twins."""
+        position = torch.full((len(self),), -1)
+        position[rows] = torch.arange(len(rows))
+        kept = position[self.twin_of] >= 0
+        return Labelled(self.x[rows], self.y[rows], self.twins[kept], position[self.twin_of[kept]])
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Test results: accuracy and accuracy under FGSM in [0, 1], and the mean cross-entropy."""
+
+    accuracy: float
+    accuracy_fgsm: float
+    loss: float
+
+
+def train(
+    model: nn.Module,
+    labelled: Labelled,
+    config: TrainingConfig,
+    normalize: Normalize,
+    seed: int,
+    *,
+    adversarial: AdversarialConfig | None = None,
+    step_epsilon: float | None = None,
+    progress: bool = False,
+) -> None:
+    """Train the model in place on the labelled set; with twins, on the combined loss of Eq. 14.
+
+    Args:
+        model: On its device.
+        labelled: What to learn from; on the CPU.
+        config: A complete recipe (no None).
+        normalize: (mean, std) of the pixels.
+        seed: Key of the order, the augmentation and the dropout. The caller's random state comes back untouched.
+        adversarial: Weight of the clean loss, and label of the FGSM at every step.
+        step_epsilon: Make a fresh twin of every sample at every step, with this epsilon.
+        progress: Show a progress bar on a terminal.
+    """
+    if config.epochs is None or config.batch_size is None or config.lr is None or config.weight_decay is None:
+        raise ValueError(f"config must be a complete recipe, got {config}")
+    adversarial = adversarial or AdversarialConfig()
+    device = next(model.parameters()).device
+    optimizer: torch.optim.Optimizer
+    if config.optimizer == "sgd":
+        optimizer = torch.optim.SGD(model.parameters(), config.lr, momentum=0.9, weight_decay=config.weight_decay)
+    else:
+        optimizer = torch.optim.Adam(model.parameters(), config.lr, weight_decay=config.weight_decay)
+    twin = torch.full((len(labelled),), -1)
+    twin[labelled.twin_of] = torch.arange(len(labelled.twin_of))
+    decay_from = config.epochs * 4 // 5 if config.optimizer == "sgd" else config.epochs
+
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
+        model.train()
+        for epoch in tqdm(range(config.epochs), desc="train", leave=False, disable=None if progress else True):
+            if epoch == decay_from:
+                for group in optimizer.param_groups:
+                    group["lr"] = config.lr / 10
+            for rows in _batches(len(labelled), config.batch_size, generator):
+                shift = _Shift.draw(len(rows), generator) if config.augment == "flip-crop" else None
+                y = labelled.y[rows].to(device)
+                pixels = _augmented(to_pixels(labelled.x[rows]), shift)
+                if step_epsilon is None:
+                    paired = torch.nonzero(twin[rows] >= 0)[:, 0]
+                    pair_shift = None if shift is None else shift.of(paired)
+                    twins = _augmented(labelled.twins[twin[rows[paired]]], pair_shift)
+                else:
+                    paired = torch.arange(len(rows))
+                    label = y if adversarial.label == "true" else None
+                    twins = fgsm(model, pixels, label, step_epsilon, normalize=normalize)
+                logits = model(_normalized(torch.cat([pixels, twins]), normalize).to(device))
+                clean, attacked = logits[: len(rows)], logits[len(rows) :]
+                loss = pair_loss(clean, attacked, y, paired.to(device), adversarial.clean_weight)
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+
+
+def evaluate(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    normalize: Normalize,
+    epsilon: float,
+    batch_size: int = 256,
+    *,
+    progress: bool = False,
+) -> Evaluation:
+    """Test the model on clean images and on images perturbed by FGSM with the true label."""
+    logits = ForwardPass(model, x, normalize, batch_size=batch_size, progress=progress).logits().cpu()
+    x_adv = fgsm(model, x, y, epsilon, normalize=normalize, batch_size=batch_size, progress=progress)
+    attacked = ForwardPass(model, x_adv, normalize, batch_size=batch_size, progress=progress).logits().cpu()
+    return Evaluation(
+        accuracy=(logits.argmax(1) == y).double().mean().item(),
+        accuracy_fgsm=(attacked.argmax(1) == y).double().mean().item(),
+        loss=F.cross_entropy(logits.double(), y).item(),
+    )
+
+
+def _batches(n: int, size: int, generator: torch.Generator) -> list[Tensor]:
+    """A shuffled pass. A single sample left over joins the batch before it: BatchNorm cannot train on one."""
+    parts = list(torch.split(torch.randperm(n, generator=generator), size))
+    if len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
+
+
+def _normalized(pixels: Tensor, normalize: Normalize) -> Tensor:
+    """pixels with normalised channels: `mix` without neighbours, the arithmetic that every forward pass uses."""
+    nobody = torch.empty(len(pixels), 0, dtype=torch.int64)
+    return mix(pixels, nobody, 1.0, normalize=normalize)
+
+
+@dataclass(frozen=True)
+class _Shift:
+    """Augmentation of each image: flip it or not, then move it by up to 4 pixels."""
+
+    flip: Tensor
+    down: Tensor
+    right: Tensor
+
+    PAD = 4
+
+    @classmethod
+    def draw(cls, n: int, generator: torch.Generator) -> "_Shift":
+        flip = torch.rand(n, generator=generator) < 0.5
+        down, right = torch.randint(0, 2 * cls.PAD + 1, (2, n), generator=generator)
+        return cls(flip, down, right)
+
+    def of(self, rows: Tensor) -> "_Shift":
+        return _Shift(self.flip[rows], self.down[rows], self.right[rows])
+
+
+def _augmented(pixels: Tensor, shift: _Shift | None) -> Tensor:
+    if shift is None or len(pixels) == 0:
+        return pixels
+    n, _, height, width = pixels.shape
+    padded = F.pad(pixels, (shift.PAD,) * 4)
+    columns = torch.arange(width).expand(n, width)
+    columns = shift.right[:, None] + torch.where(shift.flip[:, None], width - 1 - columns, columns)
+    lines = shift.down[:, None] + torch.arange(height)
+    images = torch.arange(n)[:, None, None]
+    return padded[images, :, lines[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

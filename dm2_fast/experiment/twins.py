@@ -1,0 +1,118 @@
+"""Adversarial twins of the chosen samples (Algorithm 2), and the training that uses them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from dm2_fast import draws
+from dm2_fast.adversarial import fgsm
+from dm2_fast.experiment.config import RunConfig
+from dm2_fast.experiment.data import Data
+from dm2_fast.experiment.training import Labelled, evaluate, train
+
+SEARCHED_EPSILONS = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
+
+
+@dataclass
+class Twins:
+    """The twins made so far.
+
+    Attributes:
+        rows, images: Rows of the training set and their adversarial images, one entry per round.
+        newest: Images of the last chosen rows for each epsilon that is still to be decided between.
+    """
+
+    rows: list[Tensor] = field(default_factory=list)
+    images: list[Tensor] = field(default_factory=list)
+    newest: dict[float, Tensor] = field(default_factory=dict)
+
+    def add(self, model: nn.Module, rows: Tensor, data: Data, config: RunConfig) -> None:
+        """Perturb the rows just chosen with the model that chose them (Algorithm 2, lines 9-12)."""
+        x = data.x[rows]
+        y = data.y[rows] if config.adversarial.label == "true" else None
+        size = config.eval_batch_size
+        self.rows.append(rows)
+        self.newest = {
+            epsilon: fgsm(model, x, y, epsilon, normalize=data.normalize, batch_size=size, progress=True)
+            for epsilon in _epsilons(config)
+        }
+
+    def labelled(self, chosen: Tensor, data: Data, epsilon: float | None) -> Labelled:
+        """The labelled set with its twins, the newest of them made with epsilon."""
+        images = [*self.images, *([] if epsilon is None else [self.newest[epsilon]])]
+        if not images:
+            nobody = torch.empty(0, *data.x.shape[1:]), torch.empty(0, dtype=torch.int64)
+            return Labelled(data.x[chosen], data.y[chosen], *nobody)
+        position = torch.full((len(data.x),), -1)
+        position[chosen] = torch.arange(len(chosen))
+        return Labelled(data.x[chosen], data.y[chosen], torch.cat(images), position[torch.cat(self.rows)])
+
+    def settle(self, epsilon: float) -> None:
+        """Keep the newest twins that were made with epsilon."""
+        self.images.append(self.newest[epsilon])
+        self.newest = {}
+
+
+def train_round(
+    fresh: Callable[[], nn.Module], chosen: Tensor, twins: Twins, data: Data, config: RunConfig, round: int
+) -> tuple[nn.Module, float | None]:
+    """Train a fresh model on the chosen rows; return it and the epsilon of its adversarial training, if any."""
+    adversarial = config.adversarial if config.strategy == "dm2-at" else None
+    every_step = adversarial is not None and adversarial.when == "step"
+    candidates = _epsilons(config) if every_step else tuple(twins.newest)
+
+    def trained(epsilon: float | None, rows: Tensor | None = None) -> nn.Module:
+        labelled = twins.labelled(chosen, data, None if every_step else epsilon)
+        model = fresh()
+        train(
+            model,
+            labelled if rows is None else labelled.subset(rows),
+            config.training,
+            data.normalize,
+            config.seed,
+            adversarial=adversarial,
+            step_epsilon=epsilon if every_step else None,
+            progress=True,
+        )
+        return model
+
+    if not candidates:
+        return trained(None), None
+    epsilon = candidates[0]
+    if len(candidates) > 1:
+        epsilon = _search(trained, candidates, chosen, data, config, round)
+    model = trained(epsilon)
+    if not every_step:
+        twins.settle(epsilon)
+    return model, epsilon
+
+
+def _epsilons(config: RunConfig) -> tuple[float, ...]:
+    epsilon = config.adversarial.epsilon
+    return SEARCHED_EPSILONS if epsilon == "search" else (epsilon,)
+
+
+def _search(
+    trained: Callable[[float, Tensor], nn.Module],
+    candidates: Sequence[float],
+    chosen: Tensor,
+    data: Data,
+    config: RunConfig,
+    round: int,
+) -> float:
+    """The epsilon whose training is most accurate under FGSM on a held-out tenth of the labelled set.
+
+    All are attacked with the same eval_epsilon; ties go to the smaller epsilon. The test set is never looked at.
+    """
+    order = torch.from_numpy(draws.uniform(config.seed, round, chosen.numpy(), "held-out")).argsort(stable=True)
+    held_out, rest = order[: max(1, len(order) // 10)], order[max(1, len(order) // 10) :].sort().values
+    rows = chosen[held_out]
+    accuracy = []
+    for epsilon in candidates:
+        model = trained(epsilon, rest)
+        x, y = data.x[rows], data.y[rows]
+        evaluation = evaluate(model, x, y, data.normalize, config.eval_epsilon, config.eval_batch_size)
+        accuracy.append(evaluation.accuracy_fgsm)
+    return candidates[accuracy.index(max(accuracy))]

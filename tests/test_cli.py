@@ -1,0 +1,88 @@
+from pathlib import Path
+
+import pytest
+
+from dm2_fast.cli import main
+
+QUICK = ["--initial", "12", "--budget", "5", "--rounds", "1", "--pool", "60", "--test", "40", "--training.epochs", "2"]
+
+
+def test_run_prints_each_round_and_where_the_files_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["run", *QUICK, "--strategy", "entropy"])
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("entropy on digits with cnn, seed 0")
+    assert out[1].split() == ["round", "labelled", "accuracy", "under", "FGSM", "loss", "seconds"]
+    assert [line.split()[:2] for line in out[2:4]] == [["0", "12"], ["1", "17"]]
+    folder = next((tmp_path / "runs").iterdir())
+    assert folder.name.startswith("digits-cnn-entropy-seed0-")
+    assert out[-1].startswith(f"runs/{folder.name}: curve.png")
+
+
+def test_a_config_file_is_overridden_by_options_after_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("strategy: margin\nbudget: 3\ndm2:\n  k: 4\n")
+    main(["run", "--config", str(file), *QUICK, "--rounds", "0", "--output", str(tmp_path / "run")])
+    assert "margin on digits" in capsys.readouterr().out
+    text = (tmp_path / "run" / "config.yaml").read_text()
+    assert "budget: 5\n" in text
+    assert "k: 4\n" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--nothing", "3"], "unrecognized arguments: --nothing 3"),
+        (["run", "--dataset", "svhn"], "--dataset must be one of digits, mnist, fashion-mnist, cifar10, got svhn"),
+        (["run", "--training.batch-size", "many"], "--training.batch-size must be an integer or null, got many"),
+        (["run", "--dm2.lam", "high"], "--dm2.lam must be a number or one of beta, got high"),
+        (["run", "--dm2.lam", "2"], "lam must be in [0, 1] or 'beta', got 2.0"),
+        (["run", "--strategy", "dm3"], "strategy must be one of random"),
+        (["run", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["run", "--dataset", "mnist", "--data-dir", "nowhere"], "nowhere/MNIST/raw"),
+        (["fly"], "'fly'"),
+        ([], "subcommand"),
+    ],
+)
+def test_a_mistake_gets_one_readable_line(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    captured = capsys.readouterr()
+    assert stop.value.code == 2
+    assert captured.out == ""
+    assert captured.err.startswith("dm2-fast: error: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+
+
+def test_ctrl_c_ends_with_130(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dm2_fast.cli.run", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        main(["run"])
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "dm2-fast: interrupted\n"
+
+
+def test_help_names_every_option_with_its_choices(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for part in (
+        "--data-dir PATH", "--download", "--strategy {random,least-confidence,entropy,margin,dm2,dm2-at}",
+        "--dm2.metric {literal,rms,l1,l2}", "--adversarial.epsilon X|{search}", "--training.weight-decay X",
+    ):  # fmt: skip
+        assert part in text
+    assert "type:" not in text
