@@ -9,7 +9,9 @@ endif
 PYTHON := $(VENV)/bin/python
 PIP := $(PYTHON) -m pip --disable-pip-version-check
 
-.PHONY: run test lint bench install install-test clean
+SANITIZE := -std=c++17 -O2 -g -ffp-contract=off -Wall -Wextra -pthread -fno-omit-frame-pointer
+
+.PHONY: run test lint bench sanitize install install-test clean
 
 run: install  ## install, then DM2-AT on the digits that come with scikit-learn
 	$(PYTHON) -m dm2_fast run --strategy dm2-at
@@ -25,6 +27,13 @@ lint: install-test  ## style and types
 
 bench: install-test  ## the timings of every operation
 	$(PYTHON) -m pytest benches
+
+sanitize:  ## the C++ neighbour search under AddressSanitizer and UndefinedBehaviorSanitizer, then ThreadSanitizer
+	mkdir -p build
+	$(CXX) $(SANITIZE) -fsanitize=address,undefined -fno-sanitize-recover=all csrc/sanitize.cpp -o build/sanitize-address
+	build/sanitize-address
+	$(CXX) $(SANITIZE) -fsanitize=thread csrc/sanitize.cpp -o build/sanitize-thread
+	build/sanitize-thread
 
 install: $(PYTHON)
 	$(PIP) install --quiet $(PINNED) -e .

@@ -3,12 +3,14 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <chrono>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "confidence.hpp"
-#include "knn.hpp"
 #include "mix.hpp"
+#include "search.hpp"
 
 namespace py = pybind11;
 
@@ -37,22 +39,110 @@ dm2::Rows<T> as_rows(const Strided<T>& rows, const Array<T>& scale) {
     return {rows.data(), rows.shape(0), rows.shape(1), stride, scale.data()};
 }
 
+// Ten times a second: answer Ctrl-C and report progress. Called without the GIL.
+class Poll {
+public:
+    explicit Poll(const py::object& report) : report_(report) {}
+
+    void operator()(double part) {
+        const auto now = std::chrono::steady_clock::now();
+        if (now < next_) return;
+        next_ = now + std::chrono::milliseconds(100);
+        const py::gil_scoped_acquire acquire;
+        if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+        if (!report_.is_none()) report_(part);
+    }
+
+private:
+    const py::object& report_;
+    std::chrono::steady_clock::time_point next_ = std::chrono::steady_clock::now() + std::chrono::milliseconds(100);
+};
+
+const dm2::Scanner* as_scanner(const std::string& name) {
+    constexpr std::pair<const char*, dm2::Isa> kNames[] = {{"auto", dm2::Isa::automatic},
+                                                           {"avx512", dm2::Isa::avx512},
+                                                           {"avx2", dm2::Isa::avx2},
+                                                           {"neon", dm2::Isa::neon},
+                                                           {"generic", dm2::Isa::generic}};
+    std::string here;
+    for (const auto& [known, isa] : kNames) {
+        const dm2::Scanner* scanner = dm2::scanner(isa);
+        if (scanner == nullptr) continue;
+        if (name == known) return scanner;
+        here += (here.empty() ? "" : ", ") + std::string(known);
+    }
+    throw std::invalid_argument("isa must be one that this machine has (" + here + "), got '" + name + "'");
+}
+
+dm2::Choice as_choice(const std::string& isa, const py::object& levels) {
+    dm2::Choice choice;
+    choice.scanner = as_scanner(isa);
+    choice.plain = py::isinstance<py::str>(levels);
+    require(!choice.plain || levels.cast<std::string>() == "plain", "levels must be None, 'plain' or a list");
+    if (!choice.plain && !levels.is_none()) {
+        choice.levels.emplace();
+        for (const py::handle level : levels) choice.levels->push_back(level.cast<std::ptrdiff_t>());
+        require(static_cast<std::ptrdiff_t>(choice.levels->size()) <= dm2::kWideLevels, "levels must be at most three");
+    }
+    return choice;
+}
+
 template <class T>
 void knn(const Strided<T>& queries, const Array<T>& query_scale, const Array<std::int64_t>& query_ids,
          const Strided<T>& rows, const Array<T>& row_scale, const Array<std::int64_t>& row_ids, Array<T>& distances,
-         Array<std::int64_t>& indices, double w1, double w2, int num_threads) {
+         Array<std::int64_t>& indices, double w1, double w2, int num_threads, const std::string& isa,
+         const py::object& levels, const py::object& report) {
     const dm2::Rows<T> q = as_rows(queries, query_scale), x = as_rows(rows, row_scale);
     require(q.d == x.d, "queries and rows must have the same dimension");
     require(query_ids.size() == q.n && row_ids.size() == x.n, "ids must have one value per row");
     require(distances.ndim() == 2 && distances.shape(0) == q.n && distances.shape(1) > 0 &&
                 indices.ndim() == 2 && indices.shape(0) == q.n && indices.shape(1) == distances.shape(1),
             "distances and indices must be (queries, k)");
-    T* best_distances = distances.mutable_data();
-    std::int64_t* best_ids = indices.mutable_data();
-    const std::ptrdiff_t k = distances.shape(1);
-    const std::int64_t *q_ids = query_ids.data(), *x_ids = row_ids.data();
+    const dm2::Problem<T> problem{q, query_ids.data(), x, row_ids.data(), static_cast<T>(w1), static_cast<T>(w2)};
+    const dm2::Running<T> best{q.n, distances.shape(1), distances.mutable_data(), indices.mutable_data()};
+    const dm2::Choice choice = as_choice(isa, levels);
+    Poll poll(report);
     py::gil_scoped_release release;
-    dm2::knn<T>(q, q_ids, x, x_ids, k, static_cast<T>(w1), static_cast<T>(w2), best_distances, best_ids, num_threads);
+    dm2::knn<T>(problem, best, choice, num_threads, [&](double part) { poll(part); });
+}
+
+// For tests of the filter itself: whether pair (i, j) stays, at each code length (longest first), if its own computed
+// distance is the threshold of row i. Each row's error is multiplied by `error`; slack = false leaves out the rounding
+// of the distance: both must fail somewhere.
+template <class T>
+py::array_t<bool> survives(const Strided<T>& rows, const Array<T>& scale, double w1, double w2, double clip,
+                           double error, bool slack) {
+    const dm2::Rows<T> x = as_rows(rows, scale);
+    const std::ptrdiff_t width = dm2::padded(x.d);
+    std::vector<T> read(static_cast<std::size_t>(x.n * width)), distance(static_cast<std::size_t>(x.n));
+    x.read(0, x.n, read.data());
+    std::vector<float> values;
+    for (std::ptrdiff_t i = 0; i < x.n; ++i) values.insert(values.end(), &read[i * width], &read[i * width] + x.d);
+    const dm2::Sample sample(std::move(values), x.n, x.d, 1);
+    dm2::Bound bound = dm2::Bound::of(x.d, static_cast<T>(w1), static_cast<T>(w2));
+    if (!slack) bound.rounding = 1;
+    const std::ptrdiff_t levels = static_cast<std::ptrdiff_t>(sample.widths.size());
+    py::array_t<bool> out({levels, x.n, x.n});
+    auto stays = out.mutable_unchecked<3>();
+    dm2::Encoder encoder(sample.folds, x.d);
+    for (std::ptrdiff_t level = 0; level < levels; ++level) {
+        const dm2::Grid grid(sample, level, clip);
+        std::vector<std::uint8_t> codes(static_cast<std::size_t>(x.n * grid.bytes));
+        std::vector<float> errors;
+        for (std::ptrdiff_t i = 0; i < x.n; ++i) {
+            encoder.read(&read[i * width], x.d);
+            errors.push_back(static_cast<float>(error) * encoder.write(grid, &codes[i * grid.bytes]));
+        }
+        for (std::ptrdiff_t i = 0; i < x.n; ++i) {
+            dm2::distances(&read[i * width], read.data(), x.n, width, static_cast<T>(w1), static_cast<T>(w2),
+                           distance.data());
+            for (std::ptrdiff_t j = 0; j < x.n; ++j)
+                stays(level, i, j) = dm2::generic::sad(&codes[i * grid.bytes], &codes[j * grid.bytes], grid.bytes) <=
+                                     dm2::Bound::reach(bound.l1(distance[j]) / grid.step, errors[i], dm2::kMost) +
+                                         dm2::Bound::margin(errors[j], dm2::kMost);
+        }
+    }
+    return out;
 }
 
 template <class T>
@@ -107,8 +197,12 @@ void define_distances(py::module_& module) {
     module.def("knn", &knn<T>, py::arg("queries").noconvert(), py::arg("query_scale").noconvert(),
                py::arg("query_ids").noconvert(), py::arg("rows").noconvert(), py::arg("row_scale").noconvert(),
                py::arg("row_ids").noconvert(), py::arg("distances").noconvert(), py::arg("indices").noconvert(),
-               py::arg("w1"), py::arg("w2"), py::kw_only(), py::arg("num_threads"),
+               py::arg("w1"), py::arg("w2"), py::kw_only(), py::arg("num_threads"), py::arg("isa") = "auto",
+               py::arg("levels") = py::none(), py::arg("report") = py::none(),
                "Update the running best k (distances, indices) of the queries with the rows, in place.");
+    module.def("survives", &survives<T>, py::arg("rows").noconvert(), py::arg("scale").noconvert(), py::arg("w1"),
+               py::arg("w2"), py::kw_only(), py::arg("clip") = 1.0, py::arg("error") = 1.0, py::arg("slack") = true,
+               "Whether each pair passes the filter with its own distance as threshold, at each level; for tests.");
     module.def("pairwise", &pairwise<T>, py::arg("queries").noconvert(), py::arg("query_scale").noconvert(),
                py::arg("rows").noconvert(), py::arg("row_scale").noconvert(), py::arg("out").noconvert(),
                py::arg("w1"), py::arg("w2"), py::kw_only(), py::arg("num_threads"),

@@ -10,7 +10,9 @@
 #include <cstddef>
 #include <cstring>
 
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+// ThreadSanitizer cannot start a program whose functions are resolved at load time.
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(__SANITIZE_THREAD__)
 #define DM2_CLONES __attribute__((target_clones("avx2", "default")))
 #else
 #define DM2_CLONES
@@ -42,21 +44,53 @@ DM2_INLINE T tree(const typename Half<T>::type& low, const typename Half<T>::typ
     return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
 }
 
-// L1 and squared L2 of two padded rows.
+// The 16 partial sums of L1 and of the squared L2.
 template <class T>
-DM2_INLINE void sums(const T* x, const T* y, std::ptrdiff_t d_padded, T& l1, T& l2_squared) {
+struct Partial {
     using Vector = typename Half<T>::type;
     Vector a_low{}, a_high{}, s_low{}, s_high{};
-    for (std::ptrdiff_t t = 0; t < d_padded; t += kLanes) {
-        const Vector low = *reinterpret_cast<const Vector*>(x + t) - *reinterpret_cast<const Vector*>(y + t);
-        const Vector high = *reinterpret_cast<const Vector*>(x + t + 8) - *reinterpret_cast<const Vector*>(y + t + 8);
+
+    DM2_INLINE void add(const Vector& low, const Vector& high) {
         a_low += low < 0 ? -low : low;
         a_high += high < 0 ? -high : high;
         s_low += low * low;
         s_high += high * high;
     }
-    l1 = tree<T>(a_low, a_high);
-    l2_squared = tree<T>(s_low, s_high);
+    static DM2_INLINE const Vector& at(const T* x) { return *reinterpret_cast<const Vector*>(x); }
+};
+
+// L1 and squared L2 of two padded rows.
+template <class T>
+DM2_INLINE void sums(const T* x, const T* y, std::ptrdiff_t d_padded, T& l1, T& l2_squared) {
+    using P = Partial<T>;
+    P partial;
+    for (std::ptrdiff_t t = 0; t < d_padded; t += kLanes)
+        partial.add(P::at(x + t) - P::at(y + t), P::at(x + t + 8) - P::at(y + t + 8));
+    l1 = tree<T>(partial.a_low, partial.a_high);
+    l2_squared = tree<T>(partial.s_low, partial.s_high);
+}
+
+// The distance of a padded row to a row as the caller holds it, times its scale: `sums` of the row that `read` writes.
+template <class T>
+DM2_INLINE T scaled_distance(const T* x, const T* row, T scale, std::ptrdiff_t d, T w1, T w2) {
+    using P = Partial<T>;
+    P partial;
+    std::ptrdiff_t t = 0;
+    for (; t + kLanes <= d; t += kLanes)
+        partial.add(P::at(x + t) - P::at(row + t) * scale, P::at(x + t + 8) - P::at(row + t + 8) * scale);
+    if (t < d) {
+        T tail[kLanes] = {};
+        std::memcpy(tail, row + t, static_cast<std::size_t>(d - t) * sizeof(T));
+        partial.add(P::at(x + t) - P::at(tail) * scale, P::at(x + t + 8) - P::at(tail + 8) * scale);
+    }
+    return combine(tree<T>(partial.a_low, partial.a_high), tree<T>(partial.s_low, partial.s_high), w1, w2);
+}
+DM2_CLONES inline float distance(const float* x, const float* row, float scale, std::ptrdiff_t d, float w1, float w2) {
+    return scaled_distance(x, row, scale, d, w1, w2);
+}
+DM2_CLONES inline double distance(const double* x, const double* row, double scale, std::ptrdiff_t d, double w1,
+                                  double w2) {
+    return scaled_distance(x, row, scale, d, w1, w2);
 }
 
 template <class T>
@@ -84,6 +118,10 @@ struct Rows {
     const T* data;
     std::ptrdiff_t n, d, stride;
     const T* scale;
+
+    Rows part(std::ptrdiff_t first, std::ptrdiff_t count) const {
+        return {data + first * stride, count, d, stride, scale + first};
+    }
 
     // Copy rows [first, first + count) times their scale into `out`, zero-padded: what `sums` reads.
     void read(std::ptrdiff_t first, std::ptrdiff_t count, T* out) const {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -32,49 +33,81 @@ void for_each_tile(const Rows<T>& queries, std::ptrdiff_t first, std::ptrdiff_t 
     }
 }
 
-// The best k so far of one query: a max-heap ordered by (distance, id), so that no visiting order can change the result
-// and equal distances keep the lower id.
+// The running best k of all queries in the caller's memory, (q, k), ascending by (distance, id), so that no visiting
+// order can change the result and equal distances keep the lower id. Empty places are (inf, largest id). Between open()
+// and close() each query's part is a max-heap instead.
 template <class T>
-using Best = std::vector<std::pair<T, std::int64_t>>;
+struct Running {
+    std::ptrdiff_t queries, k;
+    T* distances;
+    std::int64_t* ids;
 
-template <class T>
-void insert(Best<T>& best, T distance, std::int64_t id) {
-    const std::pair<T, std::int64_t> candidate(distance, id);
-    if (!(candidate < best.front())) return;
-    std::pop_heap(best.begin(), best.end());
-    best.back() = candidate;
-    std::push_heap(best.begin(), best.end());
-}
+    T worst(std::ptrdiff_t query) const { return distances[query * k]; }
 
-// Update the running best k (best_distances, best_ids: (q, k), ascending by (distance, id); empty places are
-// (inf, largest id)) of the queries with the rows. A row whose id is the query's own is left out.
-template <class T>
-void knn(const Rows<T>& queries, const std::int64_t* query_ids, const Rows<T>& rows, const std::int64_t* row_ids,
-         std::ptrdiff_t k, T w1, T w2, T* best_distances, std::int64_t* best_ids, int num_threads) {
-    parallel_blocks(queries.n, kQueryBlock, num_threads, [&](std::ptrdiff_t first, std::ptrdiff_t count) {
-        std::vector<Best<T>> best(static_cast<std::size_t>(count));
-        for (std::ptrdiff_t i = 0; i < count; ++i) {
-            Best<T>& heap = best[static_cast<std::size_t>(i)];
-            for (std::ptrdiff_t r = 0; r < k; ++r)
-                heap.emplace_back(best_distances[(first + i) * k + r], best_ids[(first + i) * k + r]);
-            std::make_heap(heap.begin(), heap.end());
+    void insert(std::ptrdiff_t query, T distance, std::int64_t id) const {
+        T* d = distances + query * k;
+        std::int64_t* i = ids + query * k;
+        if (!before(distance, id, d[0], i[0])) return;
+        std::ptrdiff_t at = 0;
+        for (std::ptrdiff_t child = 1; child < k; child = 2 * at + 1) {
+            if (child + 1 < k && before(d[child], i[child], d[child + 1], i[child + 1])) ++child;
+            if (!before(distance, id, d[child], i[child])) break;
+            d[at] = d[child];
+            i[at] = i[child];
+            at = child;
         }
-        for_each_tile(queries, first, count, rows, w1, w2,
-                      [&](std::ptrdiff_t i, std::ptrdiff_t j, std::ptrdiff_t n, const T* tile) {
-                          Best<T>& heap = best[static_cast<std::size_t>(i - first)];
-                          for (std::ptrdiff_t t = 0; t < n; ++t)
-                              if (tile[t] <= heap.front().first && row_ids[j + t] != query_ids[i])
-                                  insert(heap, tile[t], row_ids[j + t]);
-                      });
-        for (std::ptrdiff_t i = 0; i < count; ++i) {
-            Best<T>& heap = best[static_cast<std::size_t>(i)];
-            std::sort_heap(heap.begin(), heap.end());
-            for (std::ptrdiff_t r = 0; r < k; ++r) {
-                best_distances[(first + i) * k + r] = heap[static_cast<std::size_t>(r)].first;
-                best_ids[(first + i) * k + r] = heap[static_cast<std::size_t>(r)].second;
+        d[at] = distance;
+        i[at] = id;
+    }
+
+    void open(int num_threads) const {
+        parallel_blocks(queries, 256, num_threads, [&](std::ptrdiff_t first, std::ptrdiff_t count) {
+            for (std::ptrdiff_t query = first; query < first + count; ++query) {
+                std::reverse(distances + query * k, distances + (query + 1) * k);
+                std::reverse(ids + query * k, ids + (query + 1) * k);
             }
-        }
-    });
+        });
+    }
+    void close(int num_threads) const {
+        parallel_blocks(queries, 256, num_threads, [&](std::ptrdiff_t first, std::ptrdiff_t count) {
+            std::vector<std::pair<T, std::int64_t>> sorted(static_cast<std::size_t>(k));
+            for (std::ptrdiff_t query = first; query < first + count; ++query) {
+                for (std::ptrdiff_t r = 0; r < k; ++r) sorted[r] = {distances[query * k + r], ids[query * k + r]};
+                std::sort(sorted.begin(), sorted.end());
+                for (std::ptrdiff_t r = 0; r < k; ++r)
+                    std::tie(distances[query * k + r], ids[query * k + r]) = sorted[r];
+            }
+        });
+    }
+
+private:
+    static bool before(T distance, std::int64_t id, T other, std::int64_t other_id) {
+        return distance < other || (distance == other && id < other_id);
+    }
+};
+
+// Update the running best of the queries with the rows; a row whose id is the query's own is left out. The rows come in
+// parts, so that report(part done) is called several times a second.
+template <class T, class Report>
+void plain_knn(const Rows<T>& queries, const std::int64_t* query_ids, const Rows<T>& rows, const std::int64_t* row_ids,
+               const Running<T>& best, T w1, T w2, int num_threads, const Report& report) {
+    const std::ptrdiff_t step = std::max<std::ptrdiff_t>(kRowBlock, (1 << 27) / rows.d);
+    best.open(num_threads);
+    for (std::ptrdiff_t start = 0; start < rows.n; start += step) {
+        const Rows<T> part = rows.part(start, std::min(step, rows.n - start));
+        parallel_blocks(
+            queries.n, kQueryBlock, num_threads,
+            [&](std::ptrdiff_t first, std::ptrdiff_t count) {
+                for_each_tile(queries, first, count, part, w1, w2,
+                              [&](std::ptrdiff_t i, std::ptrdiff_t j, std::ptrdiff_t n, const T* tile) {
+                                  for (std::ptrdiff_t t = 0; t < n; ++t)
+                                      if (tile[t] <= best.worst(i) && row_ids[start + j + t] != query_ids[i])
+                                          best.insert(i, tile[t], row_ids[start + j + t]);
+                              });
+            },
+            [&](double done) { report((start + done * part.n) / static_cast<double>(rows.n)); });
+    }
+    best.close(num_threads);
 }
 
 // All distances, out: (queries.n, rows.n).

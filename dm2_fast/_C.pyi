@@ -1,4 +1,5 @@
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 from numpy.typing import NDArray
 
@@ -28,7 +29,20 @@ def knn(
     w2: float,
     *,
     num_threads: int,
+    isa: str = "auto",
+    levels: Sequence[int] | Literal["plain"] | None = None,
+    report: Callable[[float], object] | None = None,
 ) -> None: ...
+def survives(
+    rows: Array,
+    scale: Array,
+    w1: float,
+    w2: float,
+    *,
+    clip: float = 1.0,
+    error: float = 1.0,
+    slack: bool = True,
+) -> Array: ...
 def mix(
     inputs: Array,
     indices: Array,

@@ -60,3 +60,8 @@ def thread_options(module: ModuleType, num_threads: int | None) -> dict[str, int
     if num_threads is not None and num_threads < 1:
         raise ValueError(f"num_threads must be at least 1, got {num_threads}")
     return {"num_threads": num_threads} if num_threads and module.__name__ == "dm2_fast.cpp" else {}
+
+
+def whole_problems(module: ModuleType) -> bool:
+    """Whether an implementation wants all rows in one call, reports progress from it and answers Ctrl-C within it."""
+    return module.__name__ == "dm2_fast.cpp"

@@ -1,5 +1,8 @@
 """The C++ operations of `dm2_fast._C` over CPU tensors, without a copy."""
 
+from collections.abc import Callable, Sequence
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -54,8 +57,20 @@ def knn(
     w2: float,
     *,
     num_threads: int | None = None,
+    report: Callable[[float], object] | None = None,
+    isa: str = "auto",
+    levels: Sequence[int] | Literal["plain"] | None = None,
 ) -> None:
-    """`reference.knn`, bit for bit the same for every number of threads."""
+    """`reference.knn`, with the same result, bit for bit, for every value of the options.
+
+    Where queries, scales and ids are those of the rows, each pair is met once. Ctrl-C is answered within the call.
+
+    Args:
+        report: Called with the part done, between 0 and 1, a few times a second.
+        isa: Instruction set, "auto", "avx512", "avx2", "neon" or "generic"; one that the machine lacks is a ValueError.
+        levels: Bytes of the codes that filter behind the 32-byte ones (csrc/levels.hpp), at most three; "plain" for no
+            filter at all; None for what a sample of the data suggests.
+    """
     _C.knn(
         _float(queries).numpy(),
         query_scale.numpy(),
@@ -68,6 +83,9 @@ def knn(
         w1,
         w2,
         num_threads=num_threads or torch.get_num_threads(),
+        report=report,
+        isa=isa,
+        levels=levels,
     )
 
 

@@ -5,7 +5,7 @@ Rows are normalised by a factor per row, 1 / norm, that is applied as a row is r
 
 import math
 from collections.abc import Callable
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ _WEIGHTS: dict[str, Callable[[int], tuple[float, float]]] = {
 }
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _BLOCK_BYTES = 2**25  # rows converted at a time
+_NORM_ELEMENTS = 2**19  # at a time: larger temporaries cost ten times more, in page faults
 _BLOCK_STEPS = 2**32  # (row, row, dimension) steps between two chances to interrupt, on a CPU
 
 
@@ -53,20 +54,22 @@ class _Rows:
         self.scale = torch.empty(len(x), dtype=dtype, device=x.device)
         self.shift: Tensor | None = None
         bad: list[int] = []
-        starts = range(0, len(x), self.block)
+        step = max(1, _NORM_ELEMENTS // x.shape[1])
+        starts = range(0, len(x), step)
         for i in tqdm(starts, desc="norms", leave=False, disable=None if progress else True):
-            rows = x[i : i + self.block].double().contiguous()  # torch sums in the order of the layout
-            largest = rows.abs().amax(1)
-            bad += (i + torch.nonzero(~largest.isfinite())[:, 0]).tolist()
-            wild = (largest > 0) & ((largest > 2.0**100) | (largest < 2.0**-100))
-            if wild.any():
-                if self.shift is None:
-                    self.shift = torch.zeros(len(x), dtype=torch.int32, device=x.device)
-                shift = torch.where(wild, -torch.frexp(largest).exponent, 0)
-                self.shift[i : i + self.block] = shift
-                rows = _shifted(rows, shift)
-            norm = rows.square().sum(1).sqrt()
-            self.scale[i : i + self.block] = torch.where(norm > 0, 1 / norm, 0)
+            rows = x[i : i + step].contiguous()  # torch sums in the order of the layout
+            norm = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+            if not bool(((norm > 2.0**-100) & (norm < 2.0**100)).all()):
+                largest = rows.double().abs().amax(1)
+                bad += (i + torch.nonzero(~largest.isfinite())[:, 0]).tolist()
+                wild = (largest > 0) & ((largest > 2.0**100) | (largest < 2.0**-100))
+                if wild.any():
+                    if self.shift is None:
+                        self.shift = torch.zeros(len(x), dtype=torch.int32, device=x.device)
+                    shift = torch.where(wild, -torch.frexp(largest).exponent, 0)
+                    self.shift[i : i + step] = shift
+                    norm = torch.linalg.vector_norm(_shifted(rows.double(), shift), dim=1)
+            self.scale[i : i + step] = torch.where(norm > 0, 1 / norm, 0)
         if bad:
             raise ValueError(f"{name} must be finite, got NaN or infinity in {name_rows(bad)}")
 
@@ -123,6 +126,11 @@ def _open(
     return _Rows(x, "x", progress), _Rows(other, other_name)
 
 
+def _mover(bar: tqdm, start: float, count: float) -> Callable[[float], object]:
+    """What moves the bar from start by count while a call's part done goes from 0 to 1."""
+    return lambda done: bar.update(int(start + count * done) - bar.n)
+
+
 def knn(
     x: Tensor | np.ndarray,
     k: int,
@@ -164,15 +172,16 @@ def knn(
         raise ValueError(f"k must be in [1, {most}] for {len(rows)} rows, got {k}")
     w1, w2 = weights(metric, rows.data.shape[1])
     module = backends.resolve(backend, rows.data)
-    options = backends.thread_options(module, num_threads)
+    options: dict[str, Any] = dict(backends.thread_options(module, num_threads))
     device, d = rows.data.device, rows.data.shape[1]
 
     distances = torch.full((len(asked), k), torch.inf, dtype=rows.scale.dtype, device=device)
     indices = torch.full((len(asked), k), torch.iinfo(torch.int64).max, device=device)
     row_ids = torch.arange(len(rows), device=device)
     query_ids = row_ids if queries is None else torch.full((len(asked),), -1, device=device)
+    whole = backends.whole_problems(module)
     steps = _BLOCK_STEPS if device.type == "cpu" else 256 * _BLOCK_STEPS
-    step = min(asked.block, max(64, steps // (len(rows) * d)))
+    step = asked.steps().step if whole else min(asked.block, max(64, steps // (len(rows) * d)))
     bar = tqdm(total=len(asked), desc="neighbours", unit="row", leave=False, disable=None if progress else True)
     with bar:
         for i in range(0, len(asked), step):
@@ -182,8 +191,11 @@ def knn(
                 data, scale = rows.read(j, j + rows.steps().step)
                 ids = row_ids[j : j + len(data)]
                 best = distances[part], indices[part]
+                if whole:
+                    share = len(query_rows) / len(rows)
+                    options["report"] = _mover(bar, part.start + share * j, share * len(data))
                 module.knn(query_rows, query_scale, query_ids[part], data, scale, ids, *best, w1, w2, **options)
-            bar.update(part.stop - part.start)
+            bar.update(part.stop - bar.n)
     return distances, indices
 
 

@@ -200,6 +200,7 @@ def in_blocks(monkeypatch: pytest.MonkeyPatch, x: Tensor, backend: str, queries:
     for block_bytes, steps in ((8 * d * 3, 2**32), (8 * d * 29, 2**32), (2**25, 1)):
         with monkeypatch.context() as patch:
             patch.setattr(distance, "_BLOCK_BYTES", block_bytes)
+            patch.setattr(distance, "_NORM_ELEMENTS", block_bytes // 8)
             patch.setattr(distance, "_BLOCK_STEPS", steps)
             same(dm2_fast.knn(x, 9, queries=queries, backend=backend), want)
 
@@ -410,6 +411,7 @@ def test_the_first_rows_that_are_not_finite_are_named(
     x[10:20, 2] = value
     for block_bytes in (2**25, 1):
         monkeypatch.setattr(distance, "_BLOCK_BYTES", block_bytes)
+        monkeypatch.setattr(distance, "_NORM_ELEMENTS", block_bytes // 8)
         with pytest.raises(ValueError, match=r"in rows 7, 10, 11, 12, 13 and 6 more$"):
             dm2_fast.knn(x, 2)
 

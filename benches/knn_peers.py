@@ -1,0 +1,242 @@
+"""What a user could run instead of `dm2_fast.knn` on a CPU, on the same rows in one run.
+
+    python benches/knn_peers.py --features FILE.npy [--k K] [--rows M] [--sample Q] [--num-threads N]
+    python benches/knn_peers.py --gauss M D
+
+Prints seconds, their ratio to ours, peak memory beyond the features, and recall against ours. Ours searches for all
+rows, median of three runs where these take less than a minute; the others for Q query rows among all rows, once, and
+their seconds are scaled by M / Q. Each runs in its own process.
+"""
+
+import argparse
+import importlib.util
+import multiprocessing
+import platform
+import resource
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import dm2_fast
+from dm2_fast.distance import weights
+
+Answer = tuple[np.ndarray, np.ndarray]
+LARGEST = np.iinfo(np.int64).max
+
+
+def ours(x: np.ndarray, queries: np.ndarray, k: int) -> Answer:
+    distances, indices = dm2_fast.knn(x, k)
+    return distances.numpy()[queries], indices.numpy()[queries]
+
+
+def plain(x: np.ndarray, queries: np.ndarray, k: int) -> Answer:
+    """The plain C++ loop, every pair of a query and a row."""
+    from dm2_fast import cpp
+
+    rows, asked = torch.from_numpy(x), torch.from_numpy(queries)
+    scale = (1 / rows.double().norm(dim=1)).float()
+    ids = torch.arange(len(x))
+    best = torch.full((len(queries), k), torch.inf), torch.full((len(queries), k), LARGEST)
+    w = weights("literal", x.shape[1])
+    cpp.knn(rows[asked], scale[asked], asked, rows, scale, ids, *best, *w, levels="plain")
+    return best[0].numpy(), best[1].numpy()
+
+
+def _nearest(distances: torch.Tensor, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    distances[torch.arange(len(queries)), queries] = torch.inf
+    return distances.topk(k, largest=False)
+
+
+def cdist(x: np.ndarray, queries: np.ndarray, k: int) -> Answer:
+    rows, d = F.normalize(torch.from_numpy(x)), x.shape[1]
+    found = []
+    for part in torch.from_numpy(queries).split(500):
+        l1 = torch.cdist(rows[part], rows, p=1)
+        l2 = torch.cdist(rows[part], rows, p=2, compute_mode="donot_use_mm_for_euclid_dist")
+        found.append(_nearest((l1 + l2) / (2 * d), part, k))
+    return torch.cat([f[0] for f in found]).numpy(), torch.cat([f[1] for f in found]).numpy()
+
+
+def faiss_l1(x: np.ndarray, queries: np.ndarray, k: int) -> Answer:
+    """The 4 k + 1 nearest by L1, then the exact distance of those."""
+    import faiss
+
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    rows, d = F.normalize(torch.from_numpy(x)), x.shape[1]
+    index = faiss.IndexFlat(d, faiss.METRIC_L1)
+    index.add(rows.numpy())
+    _, near = index.search(rows[queries].numpy(), 4 * k + 1)
+    found = []
+    for query, ids in zip(torch.from_numpy(queries), torch.from_numpy(near), strict=True):
+        difference = rows[query] - rows[ids]
+        distance = (difference.abs().sum(1) + difference.norm(dim=1)) / (2 * d)
+        distance[ids == query] = torch.inf
+        best = distance.topk(k, largest=False)
+        found.append((best.values, ids[best.indices]))
+    return torch.stack([f[0] for f in found]).numpy(), torch.stack([f[1] for f in found]).numpy()
+
+
+def _compiled():
+    """The distance of two rows by numba, for usearch and for the loop in numba."""
+    import numba
+
+    @numba.njit(fastmath=True)
+    def distance(a, b, d):
+        l1 = numba.float32(0)
+        l2 = numba.float32(0)
+        for t in range(d):
+            difference = a[t] - b[t]
+            l1 += abs(difference)
+            l2 += difference * difference
+        return (l1 + np.sqrt(l2)) / (2 * d)
+
+    return numba, distance
+
+
+def usearch_exact(x: np.ndarray, queries: np.ndarray, k: int) -> Answer:
+    from usearch.index import CompiledMetric, MetricKind, MetricSignature, search
+
+    numba, distance = _compiled()
+    d = x.shape[1]
+    pointer = numba.types.CPointer(numba.types.float32)
+
+    @numba.cfunc(numba.types.float32(pointer, pointer))
+    def metric(a, b):
+        return distance(numba.carray(a, (d,)), numba.carray(b, (d,)), d)
+
+    rows = F.normalize(torch.from_numpy(x)).numpy()
+    compiled = CompiledMetric(pointer=metric.address, kind=MetricKind.L2sq, signature=MetricSignature.ArrayArray)
+    matches = search(rows, rows[queries], k + 1, compiled, exact=True, threads=torch.get_num_threads())
+    keep = matches.keys != queries[:, None].astype(matches.keys.dtype)
+    keep[keep.all(1), -1] = False  # more than k copies of the query before itself
+    return matches.distances[keep].reshape(-1, k), matches.keys[keep].reshape(-1, k).astype(np.int64)
+
+
+def numba_loop(x: np.ndarray, queries: np.ndarray, k: int) -> Answer:
+    numba, distance = _compiled()
+
+    @numba.njit(parallel=True)
+    def all_distances(rows, asked, out):
+        for q in numba.prange(len(asked)):
+            for j in range(len(rows)):
+                out[q, j] = distance(rows[asked[q]], rows[j], rows.shape[1])
+
+    rows = F.normalize(torch.from_numpy(x)).numpy()
+    out = np.empty((len(queries), len(x)), np.float32)
+    all_distances(rows, queries, out)
+    best = _nearest(torch.from_numpy(out), torch.from_numpy(queries), k)
+    return best[0].numpy(), best[1].numpy()
+
+
+def keops(x: np.ndarray, queries: np.ndarray, k: int) -> Answer:
+    from pykeops.torch import LazyTensor
+
+    rows, d = F.normalize(torch.from_numpy(x)), x.shape[1]
+    difference = LazyTensor(rows[queries][:, None]) - LazyTensor(rows[None])
+    distance = (difference.abs().sum(-1) + (difference**2).sum(-1).sqrt()) / (2 * d)
+    values, ids = distance.Kmin_argKmin(k + 1, dim=1)
+    keep = ids != torch.from_numpy(queries)[:, None]
+    keep[keep.all(1), -1] = False
+    return values[keep].reshape(-1, k).numpy(), ids[keep].reshape(-1, k).numpy()
+
+
+def sklearn_manhattan(x: np.ndarray, queries: np.ndarray, k: int) -> Answer:
+    from sklearn.neighbors import NearestNeighbors
+
+    rows = F.normalize(torch.from_numpy(x)).numpy()
+    model = NearestNeighbors(n_neighbors=k + 1, algorithm="brute", metric="manhattan", n_jobs=torch.get_num_threads())
+    distances, ids = model.fit(rows).kneighbors(rows[queries])
+    return distances[:, 1:], ids[:, 1:]
+
+
+# name, function, the package it needs
+PEERS: tuple[tuple[str, Callable[[np.ndarray, np.ndarray, int], Answer], str], ...] = (
+    ("dm2_fast.knn", ours, "dm2_fast"),
+    ("plain C++ loop", plain, "dm2_fast"),
+    ("torch.cdist x 2 + topk", cdist, "torch"),
+    ("faiss METRIC_L1 top 4k + re-rank", faiss_l1, "faiss"),
+    ("usearch exact, compiled metric", usearch_exact, "usearch"),
+    ("numba", numba_loop, "numba"),
+    ("pykeops", keops, "pykeops"),
+    ("scikit-learn, manhattan only", sklearn_manhattan, "sklearn"),
+)
+
+
+def load(args: argparse.Namespace) -> np.ndarray:
+    if args.gauss:
+        return np.random.default_rng(0).standard_normal(args.gauss, dtype=np.float32)
+    return np.ascontiguousarray(np.load(args.features)[: args.rows], dtype=np.float32)
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def measure(index: int, args: argparse.Namespace, queries: np.ndarray, send) -> None:
+    """Run one peer on a few rows to warm up, then for the clock, and send seconds, peak memory and its answer."""
+    torch.set_num_threads(args.num_threads)
+    peer = PEERS[index][1]
+    x = load(args)
+    peer(x[:2000], np.arange(16), min(args.k, 100))  # compile, start threads
+    before, peak, stop = _resident(), [0], threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.005):
+            peak[0] = max(peak[0], _resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    times: list[float] = []
+    while not times or (peer is ours and len(times) < 3 and sum(times) < 40):
+        start = time.perf_counter()
+        answer = peer(x, queries, args.k)
+        times.append(time.perf_counter() - start)
+    stop.set()
+    watcher.join()
+    send.send((statistics.median(times), max(0, peak[0] - before), answer))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--features", type=Path, default=Path("data/cifar10_features.npy"))
+    parser.add_argument("--gauss", type=int, nargs=2, metavar=("M", "D"), help="Gaussian noise instead of a file")
+    parser.add_argument("--rows", type=int, help="the first rows only")
+    parser.add_argument("--k", type=int, default=10)
+    parser.add_argument("--sample", type=int, default=1000, help="query rows of the peers")
+    parser.add_argument("--num-threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    m, d = load(args).shape
+    queries = np.sort(np.random.default_rng(1).choice(m, min(m, args.sample), replace=False))
+    print(f"{m} x {d}, k = {args.k}, {args.num_threads} threads, {platform.machine()}, torch {torch.__version__};")
+    print(f"peers on {len(queries)} query rows, seconds scaled to all\n")
+    print("| | seconds | times ours | peak memory, MB | recall |\n| --- | --- | --- | --- | --- |")
+    context, mine = multiprocessing.get_context("spawn"), None
+    for index, (name, peer, package) in enumerate(PEERS):
+        if importlib.util.find_spec(package) is None:
+            print(f"| {name} | not installed | | | |", flush=True)
+            continue
+        receive, send = context.Pipe(duplex=False)
+        process = context.Process(target=measure, args=(index, args, queries, send))
+        process.start()
+        send.close()
+        try:
+            seconds, memory, (_, ids) = receive.recv()
+        except EOFError:
+            print(f"| {name} | failed | | | |", flush=True)
+            continue
+        finally:
+            process.join()
+        seconds *= 1 if peer is ours else m / len(queries)
+        mine = mine or (seconds, ids)
+        recall = np.mean([len(np.intersect1d(a, b)) for a, b in zip(ids, mine[1], strict=True)]) / args.k
+        print(f"| {name} | {seconds:.2f} | {seconds / mine[0]:.1f} | {memory / 2**20:.0f} | {recall:.4f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

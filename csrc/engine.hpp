@@ -1,0 +1,339 @@
+// k nearest neighbours by exact filters: codes drop nearly all pairs, the rest meet the distance of the plain loop.
+#pragma once
+
+#include <atomic>
+#include <mutex>
+
+#include "knn.hpp"
+#include "levels.hpp"
+#include "order.hpp"
+
+namespace dm2 {
+
+// Rows in an order of their own, with their codes. A place is a position in that order; kBlock places are a block.
+template <class T>
+struct Side {
+    const Rows<T>& rows;
+    const std::int64_t* ids;
+    std::vector<std::ptrdiff_t> order;              // place -> row
+    std::vector<std::uint8_t> near;                 // 32-byte codes, in groups
+    std::vector<std::vector<std::uint8_t>> wide;    // longer codes, one after another
+    std::vector<std::vector<float>> errors;         // [0] of near, [1 + w] of wide[w]
+    std::vector<std::uint8_t> centres;              // mean 32-byte code of each block
+
+    template <class Report>
+    Side(const Rows<T>& rows_, const std::int64_t* ids_, const Sample& sample, const std::vector<Grid>& grids,
+         int num_threads, const Report& report)
+        : rows(rows_), ids(ids_), errors(grids.size(), std::vector<float>(static_cast<std::size_t>(rows_.n))) {
+        std::vector<std::uint8_t> codes(static_cast<std::size_t>(rows.n * kCode));
+        std::vector<float> error(static_cast<std::size_t>(rows.n));
+        encode(sample, num_threads, report, [&](Encoder& encoder, std::ptrdiff_t row) {
+            error[row] = encoder.write(grids[0], &codes[row * kCode]);
+        });
+        order = tree_order(codes.data(), rows.n, num_threads, report);
+
+        std::vector<std::ptrdiff_t> place(order.size());
+        near.assign(static_cast<std::size_t>((rows.n + kGroup - 1) / kGroup * kGroupBytes), 0);
+        for (std::ptrdiff_t p = 0; p < rows.n; ++p) {
+            place[order[p]] = p;
+            put_code(near.data(), p, &codes[order[p] * kCode]);
+            errors[0][p] = error[order[p]];
+        }
+        for (std::ptrdiff_t block = 0; block < blocks(); ++block) {
+            std::int64_t sum[kCode] = {};
+            for (std::ptrdiff_t p = block * kBlock; p < block * kBlock + count(block); ++p)
+                for (std::ptrdiff_t t = 0; t < kCode; ++t) sum[t] += codes[order[p] * kCode + t];
+            for (const std::int64_t s : sum) centres.push_back(static_cast<std::uint8_t>(s / count(block)));
+        }
+        std::vector<std::uint8_t>().swap(codes);
+
+        for (std::size_t w = 1; w < grids.size(); ++w)
+            wide.emplace_back(static_cast<std::size_t>(rows.n * grids[w].bytes));
+        if (wide.empty()) return;
+        encode(sample, num_threads, report, [&](Encoder& encoder, std::ptrdiff_t row) {
+            for (std::size_t w = 1; w < grids.size(); ++w)
+                errors[w][place[row]] = encoder.write(grids[w], &wide[w - 1][place[row] * grids[w].bytes]);
+        });
+    }
+
+    std::ptrdiff_t blocks() const { return (rows.n + kBlock - 1) / kBlock; }
+    std::ptrdiff_t count(std::ptrdiff_t block) const { return std::min(kBlock, rows.n - block * kBlock); }
+    std::ptrdiff_t groups(std::ptrdiff_t block) const { return (count(block) + kGroup - 1) / kGroup; }
+    const std::uint8_t* near_block(std::ptrdiff_t block) const { return near.data() + block * kBlock * kCode; }
+    const std::uint8_t* centre(std::ptrdiff_t block) const { return centres.data() + block * kCode; }
+
+private:
+    template <class Report, class Write>
+    void encode(const Sample& sample, int num_threads, const Report& report, const Write& write) {
+        parallel_blocks(
+            rows.n, 256, num_threads,
+            [&](std::ptrdiff_t first, std::ptrdiff_t n) {
+                Encoder encoder(sample.folds, rows.d);
+                std::vector<T> x(static_cast<std::size_t>(padded(rows.d)));
+                for (std::ptrdiff_t row = first; row < first + n; ++row) {
+                    rows.read(row, 1, x.data());
+                    encoder.read(x.data(), rows.d);
+                    write(encoder, row);
+                }
+            },
+            report);
+    }
+};
+
+template <class T>
+class Engine {
+public:
+    // rows may be the same object as queries: then each pair is met once and serves both of its rows.
+    Engine(const Side<T>& queries, const Side<T>& rows, const std::vector<Grid>& grids, const Bound& bound, T w1, T w2,
+           const Running<T>& best, const Scanner& scanner)
+        : queries_(queries), rows_(rows), symmetric_(&queries == &rows), grids_(grids), bound_(bound), w1_(w1), w2_(w2),
+          best_(best), scanner_(scanner), thresholds_(static_cast<std::size_t>(queries.rows.n)),
+          locks_(static_cast<std::size_t>(queries.blocks())) {}
+
+    template <class Report>
+    void run(int num_threads, const Report& report) {
+        best_.open(num_threads);
+        parallel_blocks(
+            queries_.blocks(), 1, num_threads, [&](std::ptrdiff_t block, std::ptrdiff_t) { seed(block); },
+            [&](double) { report(0.0); });
+        // Near blocks first, by the distance of their centres, so that the thresholds fall early.
+        const std::ptrdiff_t n = rows_.blocks(), q = queries_.blocks(), all = symmetric_ ? n * (n + 1) / 2 : q * n;
+        std::vector<Tile> tiles;
+        std::ptrdiff_t done = 0;
+        for (std::ptrdiff_t diagonal = 0; diagonal < n; ++diagonal) {
+            for (std::ptrdiff_t i = 0; i < (symmetric_ ? n - diagonal : q); ++i) {
+                const std::ptrdiff_t j = symmetric_ ? i + diagonal : (i + diagonal) % n;
+                tiles.push_back({generic::sad(queries_.centre(i), rows_.centre(j), kCode), static_cast<std::int32_t>(i),
+                                 static_cast<std::int32_t>(j)});
+            }
+            if (static_cast<std::ptrdiff_t>(tiles.size()) < kTiles && diagonal + 1 < n) continue;
+            std::sort(tiles.begin(), tiles.end());
+            const std::ptrdiff_t count = static_cast<std::ptrdiff_t>(tiles.size());
+            parallel_blocks(
+                count, 1, num_threads, [&](std::ptrdiff_t t, std::ptrdiff_t) { tile(tiles[t].i, tiles[t].j); },
+                [&](double part) { report((done + part * count) / static_cast<double>(all)); });
+            done += count;
+            tiles.clear();
+        }
+        best_.close(num_threads);
+    }
+
+private:
+    static constexpr std::ptrdiff_t kTiles = 1 << 21;  // sorted at a time
+
+    struct Tile {
+        std::int32_t distance, i, j;
+        bool operator<(const Tile& other) const {
+            return std::tie(distance, i, j) < std::tie(other.distance, other.i, other.j);
+        }
+    };
+
+    // Limits of the places of a block at every level; a side that wants nothing has kNever as a.
+    struct Limits {
+        NearLimits near;
+        Limit wide[kWideLevels][kBlock];
+
+        Limits() { std::fill(near.a, near.a + kBlock, kNever), std::fill(near.e, near.e + kBlock, kNever); }
+    };
+
+    struct Pair {
+        std::uint16_t i, j;
+        std::int32_t sad;  // at the last level
+    };
+
+    // What the threshold of a query's place allows, in L1.
+    double l1(std::ptrdiff_t place) const { return bound_.l1(thresholds_[place].load(std::memory_order_relaxed)); }
+
+    // The limits that the thresholds of now give; they stay safe, as thresholds only fall.
+    void set_limits(const Side<T>& side, std::ptrdiff_t block, bool wants, Limits& limits) const {
+        const std::ptrdiff_t first = block * kBlock, count = side.count(block);
+        double reachable[kBlock];
+        for (std::ptrdiff_t i = 0; wants && i < count; ++i) reachable[i] = l1(first + i);
+        for (std::size_t level = 0; level < grids_.size(); ++level) {
+            const float* error = &side.errors[level][first];
+            const double per_step = 1.0 / static_cast<double>(grids_[level].step);
+            for (std::ptrdiff_t i = 0; i < count; ++i) {
+                const int most = level == 0 ? kFar : kMost, never = level == 0 ? kNever : -2 * kMost;
+                const int a = wants ? Bound::reach(reachable[i] * per_step, error[i], most) : never;
+                const int e = Bound::margin(error[i], most);
+                if (level == 0) {
+                    limits.near.a[i] = static_cast<std::int16_t>(a);
+                    limits.near.e[i] = static_cast<std::int16_t>(e);
+                } else {
+                    limits.wide[level - 1][i] = {a, e};
+                }
+            }
+        }
+    }
+
+    // The groups of block j that may hold a row that stays for a row of block i, for all of these. With a pivot code p,
+    // SAD(x, y) >= SAD(x, p) - SAD(y, p): the pivot is the corner of the cube that lies from i towards j.
+    void reach(std::ptrdiff_t block_i, std::ptrdiff_t block_j, const Limits& i, const Limits& j,
+               std::uint32_t* bits) const {
+        std::uint8_t pivot[kCode];
+        for (std::ptrdiff_t t = 0; t < kCode; ++t)
+            pivot[t] = queries_.centre(block_i)[t] > rows_.centre(block_j)[t] ? 0 : 255;
+        std::int16_t to_i[kBlock], to_j[kBlock], most_e[kBlock / kGroup], most_a[kBlock / kGroup];
+        scanner_.near(pivot, queries_.near_block(block_i), queries_.groups(block_i), to_i);
+        scanner_.near(pivot, rows_.near_block(block_j), rows_.groups(block_j), to_j);
+        std::fill(most_e, most_e + kBlock / kGroup, kNever);
+        std::fill(most_a, most_a + kBlock / kGroup, kNever);
+        for (std::ptrdiff_t p = 0; p < rows_.count(block_j); ++p) {
+            most_e[p / kGroup] = std::max<std::int16_t>(most_e[p / kGroup], to_j[p] + j.near.e[p]);
+            most_a[p / kGroup] = std::max<std::int16_t>(most_a[p / kGroup], to_j[p] + j.near.a[p]);
+        }
+        for (std::ptrdiff_t p = 0; p < queries_.count(block_i); ++p)
+            bits[p] = scanner_.reach(most_e, most_a, to_i[p] - i.near.a[p], to_i[p] - i.near.e[p]);
+    }
+
+    // The pairs of two blocks that no level drops.
+    void filter(std::ptrdiff_t block_i, std::ptrdiff_t block_j, std::vector<Pair>& pairs) const {
+        Limits i, own;
+        set_limits(queries_, block_i, true, i);
+        const bool diagonal = symmetric_ && block_i == block_j;
+        if (!diagonal) set_limits(rows_, block_j, symmetric_, own);
+        const Limits& j = diagonal ? i : own;
+        std::uint32_t bits[kBlock];
+        reach(block_i, block_j, i, j, bits);
+        const std::uint32_t groups = ~0u >> (kBlock / kGroup - rows_.groups(block_j));
+        for (std::ptrdiff_t p = 0; p < queries_.count(block_i); ++p) {
+            std::uint16_t list[kBlock + kSlack];
+            std::int32_t sads[kBlock + kSlack];
+            std::uint8_t code[kCode];
+            get_code(queries_.near_block(block_i), p, code);
+            std::ptrdiff_t n = scanner_.scan(code, i.near.a[p], i.near.e[p], rows_.near_block(block_j),
+                                             bits[p] & groups, j.near, list);
+            if (rows_.wide.empty()) std::fill(sads, sads + n, 0);  // nothing to look at again later
+            if (diagonal) n = std::remove_if(list, list + n, [&](std::uint16_t q) { return q <= p; }) - list;
+            for (std::size_t w = 0; w < rows_.wide.size() && n > 0; ++w) {
+                const std::ptrdiff_t bytes = grids_[w + 1].bytes;
+                n = scanner_.narrow(&queries_.wide[w][(block_i * kBlock + p) * bytes],
+                                    &rows_.wide[w][block_j * kBlock * bytes], bytes, i.wide[w][p], j.wide[w], list, n,
+                                    sads);
+            }
+            for (std::ptrdiff_t r = 0; r < n; ++r) pairs.push_back({static_cast<std::uint16_t>(p), list[r], sads[r]});
+        }
+    }
+
+    void prefetch(const Rows<T>& rows, std::ptrdiff_t row) const {
+        const char* data = reinterpret_cast<const char*>(rows.data + row * rows.stride);
+        const std::ptrdiff_t bytes = std::min<std::ptrdiff_t>(rows.d * sizeof(T), 4096);
+        for (std::ptrdiff_t b = 0; b < bytes; b += 64) __builtin_prefetch(data + b);
+    }
+
+    // Whether a pair that passed with this SAD at the last level still may be of use to either row.
+    bool stays(std::ptrdiff_t i, std::ptrdiff_t j, std::int32_t sad) const {
+        const std::size_t last = grids_.size() - 1;
+        const float e_i = queries_.errors[last][i], e_j = rows_.errors[last][j], step = grids_[last].step;
+        return sad <= Bound::reach(l1(i) / step, e_i, kMost) + Bound::margin(e_j, kMost) ||
+               (symmetric_ && sad <= Bound::reach(l1(j) / step, e_j, kMost) + Bound::margin(e_i, kMost));
+    }
+
+    // Update a block of queries with a block of rows, and the other way round where each pair is met once.
+    void tile(std::ptrdiff_t block_i, std::ptrdiff_t block_j) {
+        std::vector<Pair> pairs;
+        pairs.reserve(kBlock);
+        filter(block_i, block_j, pairs);
+        const Rows<T>& rows = rows_.rows;
+        std::vector<T> x(static_cast<std::size_t>(padded(rows.d)));
+        std::ptrdiff_t held = -1;
+        for (std::size_t c = 0; c < pairs.size(); ++c) {
+            if (c + 1 < pairs.size()) prefetch(rows, rows_.order[block_j * kBlock + pairs[c + 1].j]);
+            const std::ptrdiff_t i = block_i * kBlock + pairs[c].i, j = block_j * kBlock + pairs[c].j;
+            const std::ptrdiff_t query = queries_.order[i], row = rows_.order[j];
+            if (!stays(i, j, pairs[c].sad)) continue;
+            if (i != held) queries_.rows.read(query, 1, x.data());
+            held = i;
+            const T d = distance(x.data(), rows.data + row * rows.stride, rows.scale[row], rows.d, w1_, w2_);
+            if (queries_.ids[query] == rows_.ids[row]) continue;
+            offer(i, d, rows_.ids[row]);
+            if (symmetric_) offer(j, d, queries_.ids[query]);
+        }
+    }
+
+    // Only one block is locked at a time. A threshold only falls; one that is read late is larger and drops less.
+    void offer(std::ptrdiff_t place, T distance, std::int64_t id) {
+        if (distance > thresholds_[place].load(std::memory_order_relaxed)) return;
+        const std::lock_guard<std::mutex> lock(locks_[place / kBlock]);
+        const std::ptrdiff_t query = queries_.order[place];
+        best_.insert(query, distance, id);
+        if (best_.worst(query) < thresholds_[place].load(std::memory_order_relaxed))
+            thresholds_[place].store(best_.worst(query), std::memory_order_relaxed);
+    }
+
+    // First thresholds of a block of queries: the k-th best of what is held, or of the rows with the nearest codes in
+    // the nearest blocks. Those rows are not kept: they come again in their tiles.
+    void seed(std::ptrdiff_t block) {
+        const std::ptrdiff_t k = best_.k;
+        const std::ptrdiff_t n_blocks = std::min(rows_.blocks(), 1 + 4 * k / kBlock);
+        std::vector<std::pair<std::int32_t, std::ptrdiff_t>> nearest;
+        for (std::ptrdiff_t j = 0; j < rows_.blocks(); ++j)
+            nearest.emplace_back(generic::sad(queries_.centre(block), rows_.centre(j), kCode), j);
+        std::partial_sort(nearest.begin(), nearest.begin() + n_blocks, nearest.end());
+
+        const std::ptrdiff_t share = k / n_blocks + 2;  // of one block; one of them may be the query itself
+        std::vector<T> x(static_cast<std::size_t>(padded(rows_.rows.d))), found;
+        for (std::ptrdiff_t p = 0; p < queries_.count(block); ++p) {
+            const std::ptrdiff_t place = block * kBlock + p, query = queries_.order[place];
+            queries_.rows.read(query, 1, x.data());
+            found.clear();
+            for (std::ptrdiff_t b = 0; b < n_blocks; ++b) {
+                const std::ptrdiff_t j = nearest[b].second;
+                std::uint32_t keys[kBlock];
+                const std::ptrdiff_t n = closest(place, j, share, keys);
+                for (std::ptrdiff_t r = 0; r < n; ++r) {
+                    const std::ptrdiff_t row = rows_.order[j * kBlock + keys[r]];
+                    if (rows_.ids[row] == queries_.ids[query]) continue;
+                    found.push_back(distance(x.data(), rows_.rows.data + row * rows_.rows.stride, rows_.rows.scale[row],
+                                             rows_.rows.d, w1_, w2_));
+                }
+            }
+            T threshold = best_.worst(query);
+            if (static_cast<std::ptrdiff_t>(found.size()) >= k) {
+                std::nth_element(found.begin(), found.begin() + k - 1, found.end());
+                threshold = std::min(threshold, found[k - 1]);
+            }
+            thresholds_[place].store(threshold, std::memory_order_relaxed);
+        }
+    }
+
+    // Rows of a block with the nearest codes, up to `share`: 4 times as many by the 32-byte codes, of these by the next.
+    std::ptrdiff_t closest(std::ptrdiff_t place, std::ptrdiff_t block, std::ptrdiff_t share, std::uint32_t* keys) const {
+        const std::ptrdiff_t count = rows_.count(block);
+        std::uint8_t code[kCode];
+        std::int16_t near[kBlock];
+        get_code(queries_.near.data(), place, code);
+        scanner_.near(code, rows_.near_block(block), rows_.groups(block), near);
+        for (std::ptrdiff_t j = 0; j < count; ++j)
+            keys[j] = static_cast<std::uint32_t>(near[j]) * kBlock + static_cast<std::uint32_t>(j);
+        std::ptrdiff_t n = std::min(count, rows_.wide.empty() ? share : 4 * share);
+        if (n < count) std::nth_element(keys, keys + n, keys + count);
+        for (std::ptrdiff_t r = 0; r < n; ++r) keys[r] %= kBlock;
+        if (rows_.wide.empty() || n <= share) return std::min(n, share);
+
+        std::uint16_t list[kBlock + kSlack];
+        std::int32_t sads[kBlock + kSlack];
+        std::pair<std::int32_t, std::uint32_t> ranked[kBlock];
+        std::copy(keys, keys + n, list);
+        const std::ptrdiff_t bytes = grids_[1].bytes;
+        static const std::vector<Limit> all(kBlock, {kMost, kMost});
+        scanner_.narrow(&queries_.wide[0][place * bytes], &rows_.wide[0][block * kBlock * bytes], bytes, all[0],
+                        all.data(), list, n, sads);
+        for (std::ptrdiff_t r = 0; r < n; ++r) ranked[r] = {sads[r], keys[r]};
+        std::nth_element(ranked, ranked + share, ranked + n);
+        for (std::ptrdiff_t r = 0; r < share; ++r) keys[r] = ranked[r].second;
+        return share;
+    }
+
+    const Side<T>&queries_, &rows_;
+    const bool symmetric_;
+    const std::vector<Grid>& grids_;
+    const Bound bound_;
+    const T w1_, w2_;
+    const Running<T> best_;
+    const Scanner& scanner_;
+    std::vector<std::atomic<T>> thresholds_;  // by place; a pair farther than both is of no use
+    std::vector<std::mutex> locks_;           // one for each block of queries
+};
+
+}  // namespace dm2

@@ -1,0 +1,73 @@
+// The neighbour search without Python, for the sanitizers: small problems of several kinds against the plain loop.
+#include <cstdio>
+
+#include "search.hpp"
+
+namespace {
+
+using Ids = std::vector<std::int64_t>;
+
+std::int64_t wrong = 0;
+
+template <class T>
+std::vector<T> make_rows(std::ptrdiff_t n, std::ptrdiff_t d, int kind, unsigned seed) {
+    std::mt19937 random(seed);
+    std::normal_distribution<double> normal;
+    std::vector<double> centres(static_cast<std::size_t>(5 * d));
+    for (double& value : centres) value = normal(random);
+    std::vector<T> rows;
+    for (std::ptrdiff_t i = 0; i < n; ++i) {
+        const std::ptrdiff_t centre = random() % 5;
+        for (std::ptrdiff_t t = 0; t < d; ++t)
+            rows.push_back(static_cast<T>(kind == 0   ? normal(random)
+                                          : kind == 1 ? std::max(0.0, centres[centre * d + t] + 0.2 * normal(random))
+                                          : kind == 2 ? centres[centre * d + t]
+                                          : i == 0    ? 1e30
+                                                      : 1e-30 * normal(random)));
+    }
+    return rows;
+}
+
+template <class T>
+struct Best {
+    std::vector<T> distances;
+    Ids ids;
+
+    Best(std::ptrdiff_t n, std::ptrdiff_t k)
+        : distances(static_cast<std::size_t>(n * k), std::numeric_limits<T>::infinity()),
+          ids(distances.size(), std::numeric_limits<std::int64_t>::max()) {}
+    bool operator==(const Best& other) const { return distances == other.distances && ids == other.ids; }
+};
+
+template <class T>
+void compare(std::ptrdiff_t m, std::ptrdiff_t d, std::ptrdiff_t k, int kind, const dm2::Scanner* scanner) {
+    const std::vector<T> x = make_rows<T>(m, d, kind, 1), other = make_rows<T>(m / 3, d, kind, 2), ones(x.size(), T(1));
+    Ids ids(static_cast<std::size_t>(m)), none(other.size(), -1);
+    for (std::ptrdiff_t i = 0; i < m; ++i) ids[i] = i;
+    const dm2::Rows<T> rows{x.data(), m, d, d, ones.data()}, asked{other.data(), m / 3, d, d, ones.data()};
+    for (const bool self : {true, false}) {
+        const dm2::Rows<T>& queries = self ? rows : asked;
+        const dm2::Problem<T> problem{queries, self ? ids.data() : none.data(), rows, ids.data(), T(0.5), T(0.5)};
+        Best<T> plain(queries.n, k), fast(queries.n, k);
+        dm2::Choice choice{true, {}, scanner};
+        dm2::knn(problem, {queries.n, k, plain.distances.data(), plain.ids.data()}, choice, 2, [](double) {});
+        choice = {false, std::vector<std::ptrdiff_t>{64, dm2::code_bytes(d)}, scanner};
+        dm2::knn(problem, {queries.n, k, fast.distances.data(), fast.ids.data()}, choice, 4, [](double) {});
+        wrong += !(plain == fast);
+    }
+}
+
+}  // namespace
+
+int main() {
+    for (const dm2::Isa isa : {dm2::Isa::generic, dm2::Isa::neon, dm2::Isa::avx2, dm2::Isa::avx512}) {
+        const dm2::Scanner* scanner = dm2::scanner(isa);
+        for (int kind = 0; scanner != nullptr && kind < 4; ++kind)
+            for (const std::ptrdiff_t d : {1, 37, 130}) {
+                compare<float>(700, d, 5, kind, scanner);
+                compare<double>(120, d, 119, kind, scanner);
+            }
+    }
+    std::printf("%lld problems differ from the plain loop\n", static_cast<long long>(wrong));
+    return wrong != 0;
+}

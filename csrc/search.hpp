@@ -1,0 +1,124 @@
+// k nearest neighbours: the engine where a sample of the data says that it pays, the plain loop elsewhere.
+#pragma once
+
+#include <cfenv>
+#include <optional>
+#include <random>
+
+#include "engine.hpp"
+
+namespace dm2 {
+
+// Filters count on gradual underflow, which a caller may have switched off; threads inherit the setting.
+class DefaultArithmetic {
+public:
+    DefaultArithmetic() {
+        std::fegetenv(&saved_);
+        std::fesetenv(FE_DFL_ENV);
+    }
+    ~DefaultArithmetic() { std::fesetenv(&saved_); }
+    DefaultArithmetic(const DefaultArithmetic&) = delete;
+    DefaultArithmetic& operator=(const DefaultArithmetic&) = delete;
+
+private:
+    std::fenv_t saved_;
+};
+
+// Which path to take; the results are the same.
+struct Choice {
+    bool plain = false;                                 // the plain loop
+    std::optional<std::vector<std::ptrdiff_t>> levels;  // bytes of the codes behind the 32-byte ones; empty: choose
+    const Scanner* scanner;
+};
+
+template <class T>
+struct Problem {
+    Rows<T> queries;
+    const std::int64_t* query_ids;
+    Rows<T> rows;
+    const std::int64_t* row_ids;
+    T w1, w2;
+
+    // The queries are the rows: each pair serves both.
+    bool symmetric() const {
+        return queries.data == rows.data && queries.n == rows.n && queries.stride == rows.stride &&
+               queries.scale == rows.scale && query_ids == row_ids;
+    }
+};
+
+// A random sample of the rows behind `probes` random queries, and the k-th best distance of these.
+template <class T>
+struct Probed {
+    std::vector<float> rows;
+    std::vector<T> distances;
+
+    template <class Report>
+    Probed(const Problem<T>& problem, const Running<T>& best, std::ptrdiff_t probes, std::ptrdiff_t n, int num_threads,
+           const Report& report) {
+        const std::ptrdiff_t d = problem.rows.d, width = padded(d), k = best.k;
+        std::mt19937_64 random(0);
+        std::vector<T> x(static_cast<std::size_t>(probes * width)), other(static_cast<std::size_t>(width));
+        std::vector<T> held(static_cast<std::size_t>(probes * k));
+        std::vector<std::int64_t> ids(static_cast<std::size_t>(probes)), held_ids(held.size());
+        for (std::ptrdiff_t i = 0; i < n; ++i) {
+            const Rows<T>& from = i < probes ? problem.queries : problem.rows;
+            const std::ptrdiff_t row = static_cast<std::ptrdiff_t>(random() % static_cast<std::uint64_t>(from.n));
+            T* out = i < probes ? &x[i * width] : other.data();
+            from.read(row, 1, out);
+            rows.insert(rows.end(), out, out + d);
+            if (i >= probes) continue;
+            ids[i] = problem.query_ids[row];
+            std::copy(best.distances + row * k, best.distances + (row + 1) * k, &held[i * k]);
+            std::copy(best.ids + row * k, best.ids + (row + 1) * k, &held_ids[i * k]);
+        }
+        const std::vector<T> ones(static_cast<std::size_t>(probes), T(1));
+        plain_knn<T>({x.data(), probes, d, width, ones.data()}, ids.data(), problem.rows, problem.row_ids,
+                     Running<T>{probes, k, held.data(), held_ids.data()}, problem.w1, problem.w2, num_threads, report);
+        for (std::ptrdiff_t i = 0; i < probes; ++i) distances.push_back(held[(i + 1) * k - 1]);
+    }
+};
+
+// Update the running best of the queries with the rows. The result is that of plain_knn, bit for bit, for every choice
+// and number of threads. report(part done) is called from the calling thread several times a second; it may throw.
+template <class T, class Report>
+void knn(const Problem<T>& problem, const Running<T>& best, const Choice& choice, int num_threads,
+         const Report& report) {
+    const DefaultArithmetic arithmetic;
+    const std::ptrdiff_t q = problem.queries.n, m = problem.rows.n, d = problem.rows.d;
+    const auto plain = [&] {
+        plain_knn(problem.queries, problem.query_ids, problem.rows, problem.row_ids, best, problem.w1, problem.w2,
+                  num_threads, report);
+    };
+    const auto quiet = [&](double) { report(0.0); };
+
+    // Nanoseconds: a call, two columns compared and each product of them, a dimension of a row encoded.
+    constexpr double kStart = 1e7, kPair = 50, kProduct = 0.1, kEncode = 4;
+    const std::ptrdiff_t probes = std::min(q, kProbes);
+    const std::ptrdiff_t n = std::min<std::ptrdiff_t>({1000, (1 << 22) / d, std::max(m, 2 * kProbes)});
+    const double plain_time = static_cast<double>(q) * static_cast<double>(m) * plain_cost(d);
+    const double prepare = kStart + probes * static_cast<double>(m) * plain_cost(d) +
+                           static_cast<double>(d) * (std::min<std::ptrdiff_t>(d, 1024) * (kPair + kProduct * n) +
+                                                     kEncode * static_cast<double>(q + m));
+    const bool forced = choice.levels.has_value();
+    if (choice.plain || n <= kProbes || !Bound::holds(d, problem.w1, problem.w2)) return plain();
+    if (!forced && plain_time < 2 * prepare) return plain();
+
+    Probed<T> probed(problem, best, probes, n, num_threads, quiet);
+    const Sample sample(std::move(probed.rows), n, d, num_threads);
+    const Bound bound = Bound::of(d, problem.w1, problem.w2);
+    std::vector<double> l1;
+    for (const T distance : probed.distances) l1.push_back(bound.l1(distance));
+    const Levels levels = choose_levels(sample, l1, problem.symmetric(), forced ? &*choice.levels : nullptr,
+                                        *choice.scanner, num_threads);
+    const double pairs = static_cast<double>(q) * static_cast<double>(m) / (problem.symmetric() ? 2 : 1);
+    if (!forced && prepare + pairs * levels.cost > plain_time) return plain();
+
+    const Side<T> rows(problem.rows, problem.row_ids, sample, levels.grids, num_threads, quiet);
+    std::optional<Side<T>> queries;
+    if (!problem.symmetric())
+        queries.emplace(problem.queries, problem.query_ids, sample, levels.grids, num_threads, quiet);
+    Engine<T>(queries ? *queries : rows, rows, levels.grids, bound, problem.w1, problem.w2, best, *choice.scanner)
+        .run(num_threads, report);
+}
+
+}  // namespace dm2

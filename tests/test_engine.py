@@ -1,0 +1,237 @@
+"""The engine of csrc/engine.hpp returns what the plain loop returns, bit for bit, and its filter drops no neighbour."""
+
+import signal
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import dm2_fast
+from dm2_fast import _C
+from dm2_fast.distance import weights
+
+NONE = np.iinfo(np.int64).max
+
+
+def gauss(rng, m, d):
+    return rng.standard_normal((m, d))
+
+
+def relu(rng, m, d):
+    return np.maximum(rng.standard_normal((m, 6)) @ rng.standard_normal((6, d)) + 0.3 * gauss(rng, m, d), 0)
+
+
+def constant(rng, m, d):
+    return np.full((m, d), 0.7)
+
+
+def duplicates(rng, m, d):
+    return gauss(rng, 7, d)[rng.integers(0, 7, m)]
+
+
+def zero_rows(rng, m, d):
+    return gauss(rng, m, d) * (rng.random((m, 1)) < 0.7)
+
+
+def outlier_entry(rng, m, d):
+    x = relu(rng, m, d)
+    x[rng.integers(m), rng.integers(d)] = 1e9
+    return x
+
+
+def outlier_row(rng, m, d):
+    x = relu(rng, m, d)
+    x[rng.integers(m)] *= -1e6
+    return x
+
+
+def scales(rng, m, d):
+    return relu(rng, m, d) * rng.choice([1e-18, 1e-30, 1.0, 1e18], (m, 1))
+
+
+def lattice(rng, m, d):
+    x = np.zeros((m, d))
+    for row in x:
+        row[rng.permutation(d)[: 4 if d >= 4 else 1]] = rng.choice([-1, 1], 4 if d >= 4 else 1)
+    return x
+
+
+def binary(rng, m, d):
+    return (rng.random((m, d)) < 0.5).astype(float)
+
+
+def one_hot(rng, m, d):
+    return np.eye(d)[rng.integers(0, d, m)]
+
+
+def clusters(rng, m, d):
+    return gauss(rng, 5, d)[rng.integers(0, 5, m)] + 1e-6 * gauss(rng, m, d)
+
+
+def on_the_bound(rng, m, d, h=0.001):
+    """Rows c s with s = +-1: L2 is L1 / sqrt(d) and group sums lose nothing. c is at or beside an edge of the grid."""
+    q = rng.integers(0, 255, m)
+    beside = q + 0.5 + rng.choice([1e-4, 1e-3], m) * rng.choice([-1, 1], m)
+    c = np.choose(rng.integers(0, 3, m), [q, beside, 255 * rng.random(m)])
+    c[:2] = [0, 255][: len(c)]
+    return c[:, None] * h * rng.choice([-1.0, 1.0], d)
+
+
+KINDS = [gauss, relu, constant, duplicates, zero_rows, outlier_entry, outlier_row, scales, lattice, binary, one_hot]
+KINDS += [clusters, on_the_bound]
+
+
+def unit_scale(x):
+    norm = np.sqrt(np.square(x.astype(np.float64)).sum(1))
+    return np.divide(1, norm, out=np.zeros_like(norm), where=norm > 0).astype(x.dtype)
+
+
+def leaf(x, k, metric="literal", queries=None, parts=1, scale=None, num_threads=2, **options):
+    """_C.knn over the rows in parts, on one running best."""
+    d, ids = x.shape[1], np.arange(len(x))
+    scale = unit_scale(x) if scale is None else scale
+    asked = (x, scale, ids) if queries is None else (queries, unit_scale(queries), np.full(len(queries), -1))
+    distances = np.full((len(asked[0]), k), np.inf, x.dtype)
+    indices = np.full(distances.shape, NONE)
+    for part in np.array_split(ids, parts):
+        rows = (x, scale, ids) if parts == 1 else (x[part[0] : part[-1] + 1], scale[part], part)
+        _C.knn(*asked, *rows, distances, indices, *weights(metric, d), num_threads=num_threads, **options)
+    return distances, indices
+
+
+def assert_equal(got, want):
+    np.testing.assert_array_equal(got[1], want[1])
+    np.testing.assert_array_equal(got[0], want[0])
+
+
+def wide_levels(d):
+    """Bytes of the codes behind the 32-byte ones."""
+    return [32 * 2**i for i in range(1, 20) if 32 * 2**i < d] + ([-(-d // 32) * 32] if d > 32 else [])
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_equals_the_plain_loop(data):
+    draw = data.draw
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    m = draw(st.one_of(st.integers(2, 200), st.integers(500, 1100)))
+    d = draw(st.one_of(st.integers(1, 130), st.sampled_from([255, 256, 257, 300])))
+    dtype = draw(st.sampled_from([np.float32, np.float32, np.float64]))
+    x = draw(st.sampled_from(KINDS))(rng, m, d).astype(dtype)
+    metric = draw(st.sampled_from(["literal", "rms", "l1", "l2"]))
+    k = draw(st.sampled_from([1, 2, 10, 40, 512, m - 1]))
+    queries = draw(st.sampled_from([None, None, "same", "other"]))
+    if queries is not None:
+        queries = x[rng.integers(0, m, 70)] if queries == "same" else gauss(rng, 70, d).astype(dtype)
+    most = m - (queries is None)
+    k = min(k, most)
+    want = leaf(x, k, metric, queries, levels="plain")
+    got = leaf(
+        x,
+        k,
+        metric,
+        queries,
+        parts=draw(st.sampled_from([1, 1, 3])) if m > 3 else 1,
+        levels=draw(st.lists(st.sampled_from(wide_levels(d) or [32]), max_size=3, unique=True)),
+        isa=draw(st.sampled_from(["auto", "generic"])),
+        num_threads=draw(st.sampled_from([1, 2, 3, 7])),
+    )
+    assert_equal(got, want)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_levels_chosen_from_the_data(kind):
+    x = kind(np.random.default_rng(5), 4000, 96).astype(np.float32)
+    want = leaf(x, 10, levels="plain")
+    assert_equal(leaf(x, 10), want)
+    assert_equal(leaf(x, 10, isa="generic", num_threads=3), want)
+
+
+@pytest.mark.parametrize(("m", "d", "k"), [(600, 513, 3), (300, 1023, 299), (150, 2049, 20), (80, 4095, 7)])
+@pytest.mark.parametrize("kind", [relu, on_the_bound])
+def test_many_dimensions(kind, m, d, k):
+    x = kind(np.random.default_rng(d), m, d).astype(np.float32)
+    want = leaf(x, k, levels="plain")
+    assert_equal(leaf(x, k, levels=[wide_levels(d)[-1]]), want)
+    assert_equal(leaf(x, k, levels=[128, 256], num_threads=1), want)
+
+
+@pytest.mark.parametrize("isa", ["auto", "generic"])
+def test_more_neighbours_than_a_block_holds(isa):
+    x = relu(np.random.default_rng(2), 2500, 40).astype(np.float32)
+    assert_equal(leaf(x, 700, levels=[64], isa=isa), leaf(x, 700, levels="plain"))
+
+
+def test_an_instruction_set_that_the_machine_lacks():
+    message = r"isa must be one that this machine has \(auto, (.*, )?generic\), got 'mmx'"
+    with pytest.raises(ValueError, match=message):
+        leaf(np.ones((3, 4), np.float32), 1, isa="mmx")
+
+
+def test_rows_that_are_not_normalised():
+    rng = np.random.default_rng(3)
+    x = np.concatenate([relu(rng, 300, 70), 1e-40 * gauss(rng, 100, 70), 1e18 * gauss(rng, 100, 70)]).astype(np.float32)
+    ones = np.ones(len(x), np.float32)
+    assert_equal(leaf(x, 9, scale=ones, levels=[64]), leaf(x, 9, scale=ones, levels="plain"))
+
+
+def test_flushing_subnormals_changes_nothing():
+    x = (2.0**-130 * gauss(np.random.default_rng(4), 600, 50)).astype(np.float32)
+    ones = np.ones(len(x), np.float32)
+    want = leaf(x, 9, scale=ones, levels="plain")
+    assert torch.set_flush_denormal(True)
+    try:
+        got = leaf(x, 9, scale=ones, levels=[])
+    finally:
+        torch.set_flush_denormal(False)
+    assert_equal(got, want)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("metric", ["literal", "rms", "l1", "l2"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_pair_survives_its_own_distance(kind, metric, dtype):
+    for seed, d in enumerate((1, 31, 128, 517)):
+        x = kind(np.random.default_rng(seed), 90, d).astype(dtype)
+        for clip in (1.0, 0.4):
+            for scale in (unit_scale(x), np.ones(len(x), dtype)):
+                assert _C.survives(x, scale, *weights(metric, d), clip=clip).all()
+
+
+@pytest.mark.parametrize("h", [2.0**-10, 0.001])
+@pytest.mark.parametrize("d", [32, 128, 512, 4096])
+def test_the_bound_is_tight(d, h):
+    x = on_the_bound(np.random.default_rng(d), 96, d, h).astype(np.float32)
+    ones, w = np.ones(len(x), np.float32), weights("literal", d)
+    assert _C.survives(x, ones, *w).all()
+    assert not _C.survives(x, ones, *w, error=0.5).all((1, 2)).any(), "half the error passes at some level"
+    if d == 4096:  # the slack is worth less than one step of a short code
+        assert not _C.survives(x, ones, *w, slack=False).all(), "a bound without slack passes"
+
+
+def test_through_the_front():
+    x = torch.from_numpy(relu(np.random.default_rng(6), 1500, 128).astype(np.float32))
+    want = dm2_fast.knn(x, 10, backend="torch")  # another order of summation
+    for layout in (x, x.T.contiguous().T, x.repeat_interleave(2, 0)[::2]):
+        distances, indices = dm2_fast.knn(layout, 10, num_threads=3)
+        torch.testing.assert_close(distances, want[0])
+        assert (indices == want[1]).float().mean() > 0.999
+    distances, indices = dm2_fast.knn(x.half(), 10)
+    assert_equal((distances.numpy(), indices.numpy()), [t.numpy() for t in dm2_fast.knn(x.half().float(), 10)])
+
+
+@pytest.mark.parametrize("levels", [[], "plain"])
+def test_progress_and_ctrl_c(levels):
+    x = gauss(np.random.default_rng(7), 30000, 512).astype(np.float32)  # minutes, uninterrupted
+    parts = []
+    timer = threading.Timer(3, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        leaf(x, 10, levels=levels, report=parts.append)
+    timer.join()
+    assert parts == sorted(parts)
+    assert all(0 <= part < 1 for part in parts)
+    assert len(parts) > 5
