@@ -31,6 +31,20 @@ def test_a_config_file_is_overridden_by_options_after_it(tmp_path: Path, capsys:
     assert "k: 4\n" in text
 
 
+def test_a_run_s_own_config_with_another_seed_makes_a_folder_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["run", *QUICK, "--rounds", "0"])
+    (first,) = Path("runs").iterdir()
+    main(["run", "--config", str(first / "config.yaml"), "--seed", "1"])
+    assert len(list(Path("runs").iterdir())) == 2
+    before = (first / "selected.csv").read_text()
+    main(["run", "--config", str(first / "config.yaml")])
+    assert len(list(Path("runs").iterdir())) == 2
+    assert (first / "selected.csv").read_text() == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -255,4 +255,5 @@ def test_config_yaml_holds_the_resolved_configuration(tmp_path: Path) -> None:
     assert values["training"] == {
         "epochs": 4, "batch_size": 32, "optimizer": "adam", "lr": 1e-3, "weight_decay": 0.0, "augment": "none",
     }  # fmt: skip
+    assert values["output"] is None
     assert (values["model"], values["dm2"]["k"], values["initial"]) == ("cnn", 3, 12)

@@ -72,7 +72,8 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         for stale in path.glob("round_*.png"):
             stale.unlink()
-        old.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+        # Without its own place: repeated with other options, the run shall not land in this folder.
+        old.write_text(yaml.safe_dump({**to_dict(config), "output": None}, sort_keys=False))
         folder = cls(path)
         for name, columns in (("rounds.csv", ROUND_COLUMNS), ("selected.csv", SELECTED_COLUMNS)):
             (path / name).write_text("")
