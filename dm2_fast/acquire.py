@@ -4,7 +4,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -121,29 +121,49 @@ def select(
         TypeError: inputs are neither uint8 nor floating point, or the model returns no tensor.
         RuntimeError: a forced backend cannot run.
     """
-    config = config or DM2Config()
     forward = ForwardPass(model, inputs, normalize, head, batch_size, backend, num_threads, progress)
+    config = config or DM2Config()
     m = len(inputs)
     check_budget(budget, m, config.offset)
     ids = check_row_ids(row_ids, m)
+    seconds: dict[str, float] = {}
+    with stage(seconds, "features", model_device(model)):
+        features, _ = forward.features_and_logits()
+    picked = choose_mixed(forward, features, budget, config, seed, round, ids)
+    return replace(picked, seconds=seconds | picked.seconds)
+
+
+def choose_mixed(
+    forward: ForwardPass,
+    features: Tensor,
+    budget: int,
+    config: DM2Config,
+    seed: int,
+    round: int,
+    row_ids: NDArray[np.int64],
+) -> Picked:
+    """What `select` does after the first forward pass, for features (m, d) that are known already."""
+    m = len(features)
+    check_budget(budget, m, config.offset)
     k = min(config.k, m - 1)
     if k < config.k:
-        warnings.warn(f"k={config.k} is clamped to {k}: the pool has {m} row{'s' * (m > 1)}", stacklevel=2)
+        warnings.warn(f"k={config.k} is clamped to {k}: the pool has {m} row{'s' * (m > 1)}", stacklevel=3)
 
     seconds: dict[str, float] = {}
-    device = model_device(model)
-    with stage(seconds, "features", device):
-        features, _ = forward.features_and_logits()
+    device = model_device(forward.model)
     with stage(seconds, "neighbours", device):
         if k:
-            options = {"backend": backend, "num_threads": num_threads, "progress": progress}
-            distances, neighbours = knn(features, k, config.metric, **options)  # type: ignore[arg-type]
+            threads, progress = forward.num_threads, forward.progress
+            distances, neighbours = knn(
+                features, k, config.metric, backend=forward.backend, num_threads=threads, progress=progress
+            )
         else:
             neighbours = torch.empty(m, 0, dtype=torch.int64)
             distances = torch.empty(m, 0)
     with stage(seconds, "mixed", device):
-        key = {"seed": seed, "round": round}
-        mixture = recipe(distances, neighbours, config.mix, config.lam, config.alpha, **key, row_ids=ids)
+        mixture = recipe(
+            distances, neighbours, config.mix, config.lam, config.alpha, seed=seed, round=round, row_ids=row_ids
+        )
         scores = forward.mixed_uncertainty(mixture, config.score)
     with stage(seconds, "choose", device):
         indices = highest(scores, budget, config.offset)

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
@@ -18,14 +18,30 @@ from dm2_fast.experiment import RunConfig, run
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits with 2 and one readable line for what the user can mend, 130 for Ctrl-C."""
     parsed = _parser().parse_args(sys.argv[1:] if arguments is None else list(arguments))
+    config, execute, _ = _commands()[parsed.subcommand]
     try:
-        result = run(_build(RunConfig, parsed["run"]), echo=lambda line: print(line, flush=True))
+        execute(_build(config, parsed[parsed.subcommand]))
     except (ValueError, OSError) as error:
         _fail(str(error))
     except KeyboardInterrupt:
         print("dm2-fast: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _commands() -> dict[str, tuple[type, Callable[[Any], None], str]]:
+    """Each command: the dataclass of its options, what it does with them, and what that is in words."""
+    return {
+        "run": (RunConfig, _run, "Run active learning on a data set and write a folder of results."),
+    }
+
+
+def _run(config: RunConfig) -> None:
+    result = run(config, echo=_echo)
     print(f"\n{result.folder}: curve.png, rounds.csv, selected.csv, round_NN.png (what was chosen), config.yaml")
+
+
+def _echo(line: str) -> None:
+    print(line, flush=True)
 
 
 def _fail(message: str) -> NoReturn:
@@ -36,11 +52,14 @@ def _fail(message: str) -> NoReturn:
 class _Parser(ArgumentParser):
     """A parser that says what is wrong in one line."""
 
+    option_types: dict[str, Any]
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         key, value = re.search(r'key "([\w.]+)"', message), re.search(r"[Vv]alue: (.*)$", message)
-        if key and value and key[1] in _TYPES:
-            message = f"--{key[1].replace('_', '-')} must be {_words(_TYPES[key[1]])}, got {value[1]}"
-        _fail(" ".join(message.split()) + " (see dm2-fast run --help)")
+        types = getattr(self, "option_types", {})
+        if key and value and key[1] in types:
+            message = f"--{key[1].replace('_', '-')} must be {_words(types[key[1]])}, got {value[1]}"
+        _fail(" ".join(message.split()) + f" (see {self.prog} --help)")
 
 
 class _Help(DefaultHelpFormatter):
@@ -48,9 +67,6 @@ class _Help(DefaultHelpFormatter):
 
     def _get_help_string(self, action: Any) -> str:
         return super()._get_help_string(action).replace("type: %(type)s, ", "")
-
-
-_TYPES: dict[str, Any] = {}  # of every option of `run`
 
 
 def _parser() -> ArgumentParser:
@@ -62,20 +78,20 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"dm2-fast {dm2_fast.__version__}")
     commands = parser.add_subcommands(metavar="COMMAND", title="commands")
-    runner = _Parser(
-        description="Run active learning on a data set and write a folder of results.",
-        usage="dm2-fast run [options]",
-    )
-    runner.add_argument(
-        "--config", action="config", metavar="FILE", help="YAML file with any of these options; later ones win."
-    )
-    _add_options(runner, RunConfig)
-    commands.add_subcommand("run", runner, help="run active learning on a data set")
+    for name, (config, _, description) in _commands().items():
+        command = _Parser(description=description, usage=f"dm2-fast {name} [options]")
+        command.add_argument(
+            "--config", action="config", metavar="FILE", help="YAML file with any of these options; later ones win."
+        )
+        command.option_types = _add_options(command, config)
+        commands.add_subcommand(name, command, help=description[0].lower() + description[1:].rstrip("."))
+        command.prog = f"dm2-fast {name}"
     return parser
 
 
-def _add_options(parser: Any, cls: type, prefix: str = "") -> None:
-    """An option per field, its help from the class's docstring; nested dataclasses become groups."""
+def _add_options(parser: Any, cls: type, prefix: str = "") -> dict[str, Any]:
+    """An option per field, with its help from the class's docstring; nested ones are groups. Returns the types."""
+    option_types: dict[str, Any] = {}
     documented = docstring_parser.parse(cls.__doc__ or "")
     help_of = {parameter.arg_name: " ".join((parameter.description or "").split()) for parameter in documented.params}
     types = get_type_hints(cls)
@@ -83,9 +99,10 @@ def _add_options(parser: Any, cls: type, prefix: str = "") -> None:
         name, kind = f"{prefix}{item.name}", types[item.name]
         if is_dataclass(kind):
             summary, _, rest = (docstring_parser.parse(kind.__doc__ or "").short_description or "").partition(".")
-            _add_options(parser.add_argument_group(summary, rest.strip() or None), kind, f"{name}.")  # type: ignore[arg-type]
+            group = parser.add_argument_group(summary, rest.strip() or None)
+            option_types |= _add_options(group, kind, f"{name}.")  # type: ignore[arg-type]
             continue
-        _TYPES[name] = kind
+        option_types[name] = kind
         option = f"--{name.replace('_', '-')}"
         if kind is bool:
             action = ActionYesNo(no_prefix="no-")
@@ -93,6 +110,7 @@ def _add_options(parser: Any, cls: type, prefix: str = "") -> None:
             continue
         metavar = "{" + ",".join(strategies.names()) + "}" if name == "strategy" else _metavar(kind)
         parser.add_argument(option, type=kind, default=item.default, metavar=metavar, help=help_of[item.name])
+    return option_types
 
 
 def _metavar(kind: Any) -> str:

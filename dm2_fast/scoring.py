@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -161,6 +161,10 @@ class ForwardPass:
             raise ValueError(f"inputs must be a non-empty (m, ...) pool, got shape {tuple(self.inputs.shape)}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+
+    def over(self, inputs: ArrayLike) -> "ForwardPass":
+        """The same pass over other inputs."""
+        return replace(self, inputs=inputs)
 
     def features_and_logits(self) -> tuple[Tensor, Tensor]:
         """Return the features f (m, d), Eq. 3: the input of the head, flattened; and the logits (m, C).

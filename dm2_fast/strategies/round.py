@@ -1,6 +1,6 @@
 """What a strategy may look at, computed once per round and shared."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -8,22 +8,32 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dm2_fast.acquire import Picked, check_budget, check_row_ids, highest, stage
+from dm2_fast.arrays import ArrayLike
 from dm2_fast.scoring import ForwardPass, Uncertainty, model_device
 
 
 @dataclass
 class Round:
-    """One acquisition round: the unlabelled pool, the trained model, and the key of the random draws.
+    """One acquisition round: the trained model, the unlabelled pool, the labelled set, and the key of the random draws.
 
     Args:
         forward: The model and the pool, and how they are run.
         seed, round, row_ids: Key of every random draw; row_ids (m,) defaults to 0, 1, 2, ...
+        labelled: Inputs of the labelled set, (n, ...), for the strategies that look at it.
+        labels: Their classes, (n,) int64.
+
+    Attributes:
+        seconds: Wall time of each forward pass that strategies share, once it has run. What a strategy does besides
+            is in its `Picked.seconds`.
     """
 
     forward: ForwardPass
     seed: int = 0
     round: int = 0
     row_ids: NDArray[np.int64] | Tensor | None = None
+    labelled: ArrayLike | None = None
+    labels: Tensor | None = None
+    seconds: dict[str, float] = field(default_factory=dict, init=False)
 
     def __len__(self) -> int:
         return len(self.forward.inputs)
@@ -34,18 +44,36 @@ class Round:
         return check_row_ids(self.row_ids, len(self))
 
     @cached_property
+    def features(self) -> Tensor:
+        """Features f of the pool, (m, d): the input of the head (Eq. 3). The logits come with them."""
+        with stage(self.seconds, "features", model_device(self.forward.model)):
+            features, self.logits = self.forward.features_and_logits()
+        return features
+
+    @cached_property
     def logits(self) -> Tensor:
         """Logits of the unmixed samples, (m, C)."""
-        return self.forward.logits()
+        with stage(self.seconds, "logits", model_device(self.forward.model)):
+            return self.forward.logits()
+
+    @cached_property
+    def labelled_features(self) -> Tensor:
+        """Features of the labelled set, (n, d).
+
+        Raises:
+            ValueError: the round has no labelled set.
+        """
+        if self.labelled is None or len(self.labelled) == 0:
+            raise ValueError("labelled must hold at least one sample for this strategy, got none")
+        with stage(self.seconds, "labelled", model_device(self.forward.model)):
+            return self.forward.over(self.labelled).features_and_logits()[0]
 
     def most_uncertain(self, budget: int, kind: Uncertainty) -> Picked:
         """Choose the budget most uncertain unmixed samples, ties to the lower row."""
         check_budget(budget, len(self))
+        logits = self.logits
         seconds: dict[str, float] = {}
-        device = model_device(self.forward.model)
-        with stage(seconds, "logits", device):
-            logits = self.logits
-        with stage(seconds, "choose", device):
+        with stage(seconds, "choose", model_device(self.forward.model)):
             scores = self.forward.uncertainty(logits, kind)
             indices = highest(scores, budget)
         return Picked(indices, scores, seconds=seconds)
