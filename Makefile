@@ -11,14 +11,17 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check
 
 SANITIZE := -std=c++17 -O2 -g -ffp-contract=off -Wall -Wextra -pthread -fno-omit-frame-pointer
 
-.PHONY: run test lint bench sanitize install install-test clean
+.PHONY: run test test-slow lint bench sanitize install install-test clean
 
 run: install  ## install, then DM2-AT on the digits that come with scikit-learn
 	$(PYTHON) -m dm2_fast run --strategy dm2-at
 	@echo "Next: $(VENV)/bin/dm2-fast run --help, or the README."
 
-test: install-test  ## install, then the whole test suite
-	$(PYTHON) -m pytest
+test: install-test  ## install, then the test suite but for its slow part
+	$(PYTHON) -m pytest -m "not slow"
+
+test-slow: install-test  ## the slow part: runs killed at many moments and resumed
+	$(PYTHON) -m pytest -m slow
 
 lint: install-test  ## style and types
 	$(PYTHON) -m ruff check

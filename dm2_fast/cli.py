@@ -2,6 +2,7 @@
 
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -20,11 +21,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = _parser().parse_args(sys.argv[1:] if arguments is None else list(arguments))
     config, execute, _ = _commands()[parsed.subcommand]
     try:
-        execute(_build(config, parsed[parsed.subcommand]))
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            execute(_build(config, parsed[parsed.subcommand]))
     except (ValueError, OSError) as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        print("dm2-fast: interrupted", file=sys.stderr)
+        print("dm2-fast: interrupted; a run goes on where it stopped when its command is repeated", file=sys.stderr)
         raise SystemExit(130) from None
 
 
@@ -37,7 +40,17 @@ def _commands() -> dict[str, tuple[type, Callable[[Any], None], str]]:
 
 def _run(config: RunConfig) -> None:
     result = run(config, echo=_echo)
-    print(f"\n{result.folder}: curve.png, rounds.csv, selected.csv, round_NN.png (what was chosen), config.yaml")
+    if result.to_label is not None:
+        print(f"\n{result.to_label}: fill in the label of each of the {len(result.chosen[-1])} rows")
+        print("(the images are in to_label_*.png beside it), then give the same command again.")
+        return
+    print(
+        f"\n{result.folder}: curve.png, rounds.csv, selected.csv, round_NN.png (what was chosen), model.pt, config.yaml"
+    )
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"dm2-fast: warning: {message}", file=sys.stderr)
 
 
 def _echo(line: str) -> None:

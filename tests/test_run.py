@@ -35,7 +35,8 @@ def test_a_run_labels_trains_and_leaves_its_files(strategy: str, tmp_path: Path)
     lines: list[str] = []
     result = dm2_fast.run(replace(QUICK, strategy=strategy, output=tmp_path / "run"), echo=lines.append)
     assert sorted(file.name for file in result.folder.iterdir()) == [
-        "config.yaml", "curve.png", "round_01.png", "round_02.png", "rounds.csv", "selected.csv",
+        "checkpoints", "config.yaml", "curve.png", "model.pt", "round_01.png", "round_02.png", "rounds.csv",
+        "selected.csv",
     ]  # fmt: skip
 
     rounds = table(result.folder / "rounds.csv")

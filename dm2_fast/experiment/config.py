@@ -71,11 +71,14 @@ class RunConfig:
         download: Let torchvision download a missing data set into data_dir.
         model: Network; null takes the data set's.
         strategy: How the samples to label are chosen.
+        oracle: Who labels them: the data set, or a person who fills in the label column of to_label.csv between two
+            calls of the same command (file).
         initial: Labels drawn at random before the first training.
         budget: Labels per round.
         rounds: Rounds of selection; there is one training more.
         pool: Use only this many training samples, drawn at random.
         test: Use only this many test samples, drawn at random.
+        candidates: Let each round choose from this many of the unlabelled samples, drawn anew; null for all of them.
         seed: Key of everything random.
         device: auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.
         threads: CPU threads; null leaves them as they are.
@@ -92,11 +95,13 @@ class RunConfig:
     download: bool = False
     model: Literal["cnn", "mobilenet"] | None = None
     strategy: str = "dm2"
+    oracle: Literal["data", "file"] = "data"
     initial: int | None = None
     budget: int | None = None
     rounds: int | None = None
     pool: int | None = None
     test: int | None = None
+    candidates: int | None = None
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
@@ -112,9 +117,12 @@ class RunConfig:
         _check_choice("strategy", self.strategy, strategies.names())
         if self.model is not None:
             _check_choice("model", self.model, models.NAMES)
-        for name in ("initial", "budget", "pool", "test", "threads", "eval_batch_size"):
+        for name in ("initial", "budget", "pool", "test", "candidates", "threads", "eval_batch_size"):
             _check_least(name, getattr(self, name), 2 if name == "initial" else 1)
         _check_least("rounds", self.rounds, 0)
+        _check_choice("oracle", self.oracle, ("data", "file"))
+        if self.oracle == "file" and self.strategy == "dm2-at" and self.adversarial.label == "true":
+            raise ValueError("adversarial.label must be 'predicted' where oracle is 'file', got 'true'")
         if not 0 <= self.eval_epsilon <= 1:
             raise ValueError(f"eval_epsilon must be in [0, 1], got {self.eval_epsilon}")
         for name in ("epochs", "batch_size"):

@@ -1,8 +1,10 @@
 """The loop: initial labels, then train, evaluate, select, label, repeat, and a last training (Algorithms 1 and 2)."""
 
+import pickle
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,97 +13,185 @@ from torch import Tensor, nn
 from dm2_fast import draws, strategies
 from dm2_fast.acquire import stage
 from dm2_fast.experiment import models
+from dm2_fast.experiment.checkpoint import TrainingFile
 from dm2_fast.experiment.config import RunConfig, resolve, strategy_options
 from dm2_fast.experiment.data import Data, load
-from dm2_fast.experiment.folder import RoundResult, RunFolder
+from dm2_fast.experiment.files import replacing
+from dm2_fast.experiment.folder import RunFolder
+from dm2_fast.experiment.oracle import TO_LABEL, Oracle, ask_function, ask_person, remove_questions
+from dm2_fast.experiment.state import RoundResult, State, newest_state, save_state
 from dm2_fast.experiment.training import evaluate
-from dm2_fast.experiment.twins import Twins, train_round
+from dm2_fast.experiment.twins import train_round
 from dm2_fast.scoring import ForwardPass
 from dm2_fast.strategies import Round
 
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run.
+    """A run, finished or waiting for labels.
 
     Attributes:
         folder: Where its files are.
         rounds: One entry per training.
-        chosen: Rows of the training set; entry r holds those labelled just before training r.
-        model: The last trained model.
+        chosen: Rows of the training set; entry r holds those labelled (or to be labelled) before training r.
+        model: The last trained model; None while labels are missing.
+        to_label: The file that waits for labels; None for a finished run.
     """
 
     folder: Path
     rounds: list[RoundResult]
     chosen: list[Tensor]
-    model: nn.Module
+    model: nn.Module | None
+    to_label: Path | None = None
 
 
-def run(config: RunConfig, *, echo: Callable[[str], None] | None = None) -> Result:
-    """Run active learning as configured and write the run folder.
+def run(config: RunConfig, *, oracle: Oracle | None = None, echo: Callable[[str], None] | None = None) -> Result:
+    """Run active learning as configured and write the run folder; an interrupted run goes on where it stopped.
 
     Args:
         config: What to do; None values take the data set's recipe.
+        oracle: Labels the chosen samples in place of the data set: called with the numbers of their rows (B,) and
+            their images (B, ...), returns a class number for each.
         echo: Called with each line of the report as it is known; `print`, say.
 
+    Returns:
+        The finished run; or, with config.oracle = "file", how far it came until labels are needed.
+
     Raises:
-        ValueError: the pool or the test set is too small for what is asked.
+        ValueError: the pool or the test set is too small for what is asked, or a label is wrong.
         FileNotFoundError: the data set is not there.
-        FileExistsError: the output folder belongs to another configuration.
+        FileExistsError: the output folder belongs to another configuration, or another process works in it.
     """
     config = resolve(config)
+    if oracle is not None and config.oracle == "file":
+        raise ValueError("oracle must be given once, got a function and config.oracle='file'")
     with _threads(config.threads), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-        return _run(config, echo or (lambda line: None))
+        return _run(config, oracle, echo or (lambda line: None))
 
 
-def _run(config: RunConfig, echo: Callable[[str], None]) -> Result:
+def _run(config: RunConfig, oracle: Oracle | None, echo: Callable[[str], None]) -> Result:
     device = _device(config.device)
     data = load(config.dataset, config.data_dir, config.download)
     pool = _subset("pool", len(data.x), config.pool, config.seed)
     test = _subset("test", len(data.x_test), config.test, 0)  # the same for every seed
-    initial, budget, rounds = _sizes(config, len(pool))
-    chosen = [_shuffled(pool, config.seed, "initial")[:initial]]
-    twins = Twins()
+    initial, _, rounds = _sizes(config, len(pool))
+    with RunFolder.open(config) as folder:
+        model, state = None, newest_state(folder.checkpoints)
+        if state is not None and len(state.results) > rounds:
+            model = _load_model(folder.model, _fresh(config, data, device))
+            if model is None:
+                state = newest_state(folder.checkpoints, rounds)
+        if state is None:
+            state = State([_shuffled(pool, config.seed, "initial")[:initial]], [None])
+        if not state.waiting:
+            remove_questions(folder.path)
+        candidates = "" if config.candidates is None else f", {config.candidates} candidates a round"
+        echo(f"{_title(config)}, {device}, pool of {len(pool)}{candidates}")
+        echo("round  labelled  accuracy  under FGSM    loss  seconds")
+        for result in state.results:
+            echo(_line(result))
 
-    folder = RunFolder.create(config)
-    folder.add_selected(0, chosen[0], data.y)
-    echo(f"{config.strategy} on {data.name} with {config.model}, seed {config.seed}, {device}, pool of {len(pool)}")
-    echo("round  labelled  accuracy  under FGSM    loss  seconds")
-    results: list[RoundResult] = []
-    while True:
-        r, seconds = len(results), dict[str, float]()
-        with stage(seconds, "train", device):
-            labelled = torch.cat(chosen)
-            model, epsilon = train_round(lambda: _fresh(config, data, device), labelled, twins, data, config, r)
-        with stage(seconds, "evaluate", device):
-            x, y = data.x_test[test], data.y_test[test]
-            evaluation = evaluate(
-                model, x, y, data.normalize, config.eval_epsilon, config.eval_batch_size, progress=True
-            )
-        if r < rounds:
-            unlabelled = pool[~torch.isin(pool, labelled)]
-            forward = ForwardPass(
-                model, data.x[unlabelled], data.normalize, batch_size=config.eval_batch_size, progress=True
-            )
-            state = Round(forward, config.seed, r + 1, unlabelled, data.x[labelled], data.y[labelled])
-            picked = strategies.get(config.strategy)(state, budget, strategy_options(config))
-            seconds |= state.seconds | picked.seconds
-            rows = unlabelled[picked.indices.cpu()]
-            if config.strategy == "dm2-at" and config.adversarial.when == "round":
-                with stage(seconds, "perturb", device):
-                    twins.add(model, rows, data, config)
-            chosen.append(rows)
-            folder.add_selected(r + 1, rows, data.y, picked)
-            folder.draw_sheet(r + 1, data, state, picked, config.dm2)
-        results.append(RoundResult(r, len(labelled), evaluation, epsilon, seconds))
-        folder.add_round(results[-1])
-        echo(
-            f"{r:>5}  {len(labelled):>8}  {evaluation.accuracy:>8.2%}  {evaluation.accuracy_fgsm:>10.2%}  "
-            f"{evaluation.loss:>6.3f}  {sum(seconds.values()):>7.1f}"
+        while True:
+            if state.waiting:
+                rows = state.chosen[-1]
+                labels = ask_person(folder.path, rows, data) if config.oracle == "file" else _ask(oracle, rows, data)
+                if labels is None:
+                    folder.write_tables(state)
+                    return Result(folder.path, state.results, state.chosen, None, folder.path / TO_LABEL)
+                state.labels.append(labels)
+                save_state(folder.checkpoints, state)
+                folder.write_tables(state)
+                remove_questions(folder.path)
+            if len(state.results) > rounds:
+                return Result(folder.path, state.results, state.chosen, model)
+            model = _round(config, oracle, data, pool, test, folder, state, device)
+            echo(_line(state.results[-1]))
+
+
+def _round(
+    config: RunConfig,
+    oracle: Oracle | None,
+    data: Data,
+    pool: Tensor,
+    test: Tensor,
+    folder: RunFolder,
+    state: State,
+    device: torch.device,
+) -> nn.Module:
+    """Train, evaluate and, but for the last time, select; save the state and return the model."""
+    r, last, seconds = len(state.results), len(state.results) == config.rounds, dict[str, float]()
+    labelled = torch.cat(state.chosen)
+    if oracle is not None or config.oracle == "file":
+        data = _with_labels(data, state)
+    with stage(seconds, "train", device):
+        file = TrainingFile(folder.checkpoints / "training.pt")
+        model, epsilon = train_round(lambda: _fresh(config, data, device), labelled, state.twins, data, config, r, file)
+    with stage(seconds, "evaluate", device):
+        x, y = data.x_test[test], data.y_test[test]
+        evaluation = evaluate(model, x, y, data.normalize, config.eval_epsilon, config.eval_batch_size, progress=True)
+    if not last:
+        unlabelled = pool[~torch.isin(pool, labelled)]
+        if config.candidates is not None and config.candidates < len(unlabelled):
+            unlabelled = _shuffled(unlabelled, config.seed, "candidates", r + 1)[: config.candidates].sort().values
+        forward = ForwardPass(
+            model, data.x[unlabelled], data.normalize, batch_size=config.eval_batch_size, progress=True
         )
-        if r == rounds:
-            folder.draw_curve(results)
-            return Result(folder.path, results, chosen, model)
+        asked = Round(forward, config.seed, r + 1, unlabelled, data.x[labelled], data.y[labelled])
+        picked = strategies.get(config.strategy)(asked, int(config.budget or 0), strategy_options(config))
+        seconds |= asked.seconds | picked.seconds
+        rows = unlabelled[picked.indices.cpu()]
+        state.chosen.append(rows)
+        state.scores.append(None if picked.scores is None else picked.scores[picked.indices].cpu())
+        if config.strategy == "dm2-at" and config.adversarial.when == "round":
+            if config.adversarial.label == "true":
+                state.labels.append(_ask(oracle, rows, data))
+                data = _with_labels(data, state)
+            with stage(seconds, "perturb", device):
+                state.twins.add(model, rows, data, config)
+        folder.draw_sheet(r + 1, data, asked, picked, config.dm2)
+    state.results.append(RoundResult(r, len(labelled), evaluation, epsilon, seconds))
+    folder.write_tables(state)
+    if last:
+        folder.draw_curve(state.results, _title(config))
+        with replacing(folder.model) as partial:
+            torch.save(model.state_dict(), partial)
+    save_state(folder.checkpoints, state)
+    if last:
+        file.path.unlink()
+    return model
+
+
+def _title(config: RunConfig) -> str:
+    return f"{config.strategy} on {config.dataset} with {config.model}, seed {config.seed}"
+
+
+def _ask(oracle: Oracle | None, rows: Tensor, data: Data) -> Tensor:
+    return data.y[rows] if oracle is None else ask_function(oracle, rows, data)
+
+
+def _with_labels(data: Data, state: State) -> Data:
+    """data as far as the oracle has labelled it; -1 elsewhere."""
+    y = torch.full_like(data.y, -1)
+    y[torch.cat(state.chosen[: len(state.labels)])] = torch.cat(state.labels)
+    return replace(data, y=y)
+
+
+def _load_model(file: Path, model: nn.Module) -> nn.Module | None:
+    """The model with the weights of the finished run; None, with a warning, if they are damaged or gone."""
+    try:
+        model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+        warnings.warn(f"{file} is damaged or missing; the last training is repeated", stacklevel=4)
+        return None
+    return model
+
+
+def _line(result: RoundResult) -> str:
+    e = result.evaluation
+    return (
+        f"{result.round:>5}  {result.labelled:>8}  {e.accuracy:>8.2%}  {e.accuracy_fgsm:>10.2%}  "
+        f"{e.loss:>6.3f}  {sum(result.seconds.values()):>7.1f}"
+    )
 
 
 def _fresh(config: RunConfig, data: Data, device: torch.device) -> nn.Module:
@@ -120,6 +210,8 @@ def _sizes(config: RunConfig, pool: int) -> tuple[int, int, int]:
         raise ValueError(
             f"pool must hold initial + rounds * budget = {initial} + {rounds} * {budget} samples, got {pool}"
         )
+    if config.candidates is not None and config.candidates < budget:
+        raise ValueError(f"candidates must be at least the budget, {budget}, got {config.candidates}")
     return initial, budget, rounds
 
 
@@ -130,8 +222,8 @@ def _subset(name: str, n: int, size: int | None, seed: int) -> Tensor:
     return _shuffled(torch.arange(n), seed, name)[:size].sort().values
 
 
-def _shuffled(rows: Tensor, seed: int, purpose: str) -> Tensor:
-    return rows[torch.from_numpy(draws.uniform(seed, 0, rows.numpy(), purpose)).argsort(stable=True)]
+def _shuffled(rows: Tensor, seed: int, purpose: str, round: int = 0) -> Tensor:
+    return rows[torch.from_numpy(draws.uniform(seed, round, rows.numpy(), purpose)).argsort(stable=True)]
 
 
 def _device(name: str) -> torch.device:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dm2_fast.adversarial import fgsm, pair_loss, to_pixels
+from dm2_fast.experiment.checkpoint import TrainingFile
 from dm2_fast.experiment.config import AdversarialConfig, TrainingConfig
 from dm2_fast.mixing import Normalize, mix
 from dm2_fast.scoring import ForwardPass
@@ -57,6 +58,7 @@ def train(
     *,
     adversarial: AdversarialConfig | None = None,
     step_epsilon: float | None = None,
+    file: TrainingFile | None = None,
     progress: bool = False,
 ) -> None:
     """Train the model in place on the labelled set; with twins, on the combined loss of Eq. 14.
@@ -69,6 +71,7 @@ def train(
         seed: Key of the order, the augmentation and the dropout. The caller's random state comes back untouched.
         adversarial: Weight of the clean loss, and label of the FGSM at every step.
         step_epsilon: Make a fresh twin of every sample at every step, with this epsilon.
+        file: Where the training is kept while it goes on, and taken up again; the result is the same.
         progress: Show a progress bar on a terminal.
     """
     if config.epochs is None or config.batch_size is None or config.lr is None or config.weight_decay is None:
@@ -87,8 +90,10 @@ def train(
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
+        start = 0 if file is None else _take_up(file, model, optimizer, generator)
         model.train()
-        for epoch in tqdm(range(config.epochs), desc="train", leave=False, disable=None if progress else True):
+        bar = tqdm(desc="train", total=config.epochs, initial=start, leave=False, disable=None if progress else True)
+        for epoch in range(start, config.epochs):
             if epoch == decay_from:
                 for group in optimizer.param_groups:
                     group["lr"] = config.lr / 10
@@ -110,6 +115,33 @@ def train(
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
+            bar.update()
+            if file is not None and (file.due() or epoch + 1 == config.epochs):
+                file.save(
+                    {
+                        "epochs": epoch + 1,
+                        "model": model.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "generator": generator.get_state(),
+                        "random": torch.get_rng_state(),
+                        "random_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+                    }
+                )
+        bar.close()
+
+
+def _take_up(file: TrainingFile, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> int:
+    """Put everything back as the file has it and return the epochs that are done; 0 if there is nothing."""
+    saved = file.load()
+    if saved is None:
+        return 0
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    generator.set_state(saved["generator"])
+    torch.set_rng_state(saved["random"])
+    if saved["random_cuda"] is not None:
+        torch.cuda.set_rng_state(saved["random_cuda"], next(model.parameters()).device)
+    return int(saved["epochs"])
 
 
 def evaluate(

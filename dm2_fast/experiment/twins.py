@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dm2_fast import draws
 from dm2_fast.adversarial import fgsm
+from dm2_fast.experiment.checkpoint import TrainingFile
 from dm2_fast.experiment.config import RunConfig
 from dm2_fast.experiment.data import Data
 from dm2_fast.experiment.training import Labelled, evaluate, train
@@ -56,9 +57,18 @@ class Twins:
 
 
 def train_round(
-    fresh: Callable[[], nn.Module], chosen: Tensor, twins: Twins, data: Data, config: RunConfig, round: int
+    fresh: Callable[[], nn.Module],
+    chosen: Tensor,
+    twins: Twins,
+    data: Data,
+    config: RunConfig,
+    round: int,
+    file: TrainingFile,
 ) -> tuple[nn.Module, float | None]:
-    """Train a fresh model on the chosen rows; return it and the epsilon of its adversarial training, if any."""
+    """Train a fresh model on the chosen rows; return it and the epsilon of its adversarial training, if any.
+
+    The file keeps the training that goes on.
+    """
     adversarial = config.adversarial if config.strategy == "dm2-at" else None
     every_step = adversarial is not None and adversarial.when == "step"
     candidates = _epsilons(config) if every_step else tuple(twins.newest)
@@ -74,6 +84,7 @@ def train_round(
             config.seed,
             adversarial=adversarial,
             step_epsilon=epsilon if every_step else None,
+            file=file.of(f"round {round}, epsilon {epsilon}, {len(labelled) if rows is None else len(rows)} rows"),
             progress=True,
         )
         return model
