@@ -12,7 +12,7 @@ from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter, Name
 
 import dm2_fast
 from dm2_fast import strategies
-from dm2_fast.experiment import RunConfig, run
+from dm2_fast.experiment import RunConfig, SelectConfig, run, select_from_files
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -32,12 +32,18 @@ def _commands() -> dict[str, tuple[type, Callable[[Any], None], str]]:
     """Each command: the dataclass of its options, what it does with them, and what that is in words."""
     return {
         "run": (RunConfig, _run, "Run active learning on a data set and write a folder of results."),
+        "select": (SelectConfig, _select, "Choose the next samples to label from files of your own."),
     }
 
 
 def _run(config: RunConfig) -> None:
     result = run(config, echo=_echo)
     print(f"\n{result.folder}: curve.png, rounds.csv, selected.csv, round_NN.png (what was chosen), config.yaml")
+
+
+def _select(config: SelectConfig) -> None:
+    folder = select_from_files(config, echo=_echo)
+    print(f"\n{folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
 
 
 def _echo(line: str) -> None:

@@ -25,8 +25,8 @@ def are_images(pixels: Tensor) -> bool:
 
 def draw_chosen(
     file: Path, state: Round, picked: Picked, options: DM2Config, names: Callable[[Tensor], Sequence[str]]
-) -> bool:
-    """Draw the first samples chosen; beside each its mixed image and its neighbours, for DM2.
+) -> None:
+    """Draw the first samples chosen, if they are images; beside each its mixed image and its neighbours, for DM2.
 
     Args:
         file: Where the picture goes, .png.
@@ -34,41 +34,39 @@ def draw_chosen(
         picked: What was chosen.
         options: How neighbours were mixed.
         names: What stands above each of the given rows of the pool.
-
-    Returns:
-        Whether the samples are images; nothing is drawn if they are not.
     """
     inputs = state.forward.inputs
 
     def images(rows: Tensor) -> Tensor:
         pool, where = gather(inputs, rows, "inputs")
-        return pool[where].cpu()
+        return pool[where]
 
     rows = picked.indices.cpu()
-    alone = picked.neighbours is None or picked.distances is None or picked.neighbours.shape[1] == 0
-    rows = rows[: 40 if alone else 12]
+    if picked.neighbours is None or picked.distances is None or picked.neighbours.shape[1] == 0:
+        rows = rows[:40]
+        chosen = images(rows)
+        if are_images(chosen):
+            above = [names(part) for part in torch.split(rows, 8)]
+            _draw(file, torch.split(_bytes(chosen), 8), above, f"round {state.round}: chosen samples")
+        return
+    rows = rows[:12]
     chosen = images(rows)
     if not are_images(chosen):
-        return False
-    if picked.neighbours is None or picked.distances is None or alone:
-        titles = names(rows)
-        lines = [titles[i : i + 8] for i in range(0, len(titles), 8)]
-        _draw(file, torch.split(_bytes(chosen), 8), lines, f"round {state.round}: chosen samples")
-        return True
-    neighbours, distances = picked.neighbours[rows].cpu(), picked.distances[rows].cpu()
+        return
+    neighbours, distances = picked.neighbours.cpu()[rows], picked.distances.cpu()[rows]
     mixture = recipe(
         distances, neighbours, options.mix, options.lam, options.alpha,
         seed=state.seed, round=state.round, row_ids=state.ids[rows.numpy()],
     )  # fmt: skip
-    mixed = mix(inputs, mixture.indices, mixture.lam, weights=mixture.weights, rows=rows).cpu()
-    grid, titles = [], []
+    mixed = mix(inputs, mixture.indices, mixture.lam, weights=mixture.weights, rows=rows)
+    grid: list[Tensor] = []
+    titles: list[Sequence[str]] = []
     for i, row in enumerate(rows.tolist()):
         near = neighbours[i, :8]
         grid.append(torch.cat([_bytes(part) for part in (chosen[i : i + 1], mixed[i : i + 1], images(near))]))
         score = "" if picked.scores is None else f"score {picked.scores[row].item():.3f}"
         titles.append([*names(rows[i : i + 1]), score, *names(near)])
     _draw(file, grid, titles, f"round {state.round}: chosen | mixed with its neighbours | neighbours, nearest first")
-    return True
 
 
 def _bytes(pixels: Tensor) -> Tensor:
