@@ -25,6 +25,8 @@ from dm2_fast.mixing import Normalize
 from dm2_fast.scoring import ForwardPass
 from dm2_fast.strategies import Round
 
+_BATCH_BYTES = 2**22  # of features: what a linear head does with fewer costs less than starting it
+
 
 @dataclass(frozen=True)
 class SelectConfig:
@@ -46,7 +48,7 @@ class SelectConfig:
         budget: How many samples to choose.
         seed: Key of everything random.
         round: Count of the selections before, also a key of everything random.
-        batch_size: Samples per forward pass; null for 256, or 4096 rows of features.
+        batch_size: Samples per forward pass; null for 256, or 4 MB of features.
         device: auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.
         threads: CPU threads; null leaves them as they are.
         output: Folder to write, which must be new; null for one below selections/ that is named after pool, strategy,
@@ -129,15 +131,16 @@ def select_from_files(config: SelectConfig, *, echo: Callable[[str], None] | Non
         tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as unfinished,
     ):
         device = _device(config.device)
+        model = (_model(config) if config.features is None else read_head(Path(str(config.head)), array)).to(device)
         if echo:
             echo(
                 f"{config.strategy} on {config.pool or config.features}, {len(array)} rows of {array.shape[1:]} "
                 f"{array.dtype}, {len(labelled)} of them labelled, {device}"
             )
-        forward = _forward(config, array, unlabelled, device, Path(unfinished))
+        forward = _forward(config, model, array, unlabelled, Path(unfinished))
         labelled_set = PoolRows("pool", array, labelled)
         state = Round(forward, config.seed, config.round, unlabelled, labelled_set, labels)
-        with _naming(config.model):
+        with _naming(config.model, f"samples of shape {array.shape[1:]}"):
             picked = strategies.get(config.strategy)(state, config.budget, strategy_options(config))
         folder = Path(unfinished) / "selection"
         folder.mkdir()
@@ -176,15 +179,14 @@ def _samples(config: SelectConfig) -> NDArray[Any]:
 
 
 def _forward(
-    config: SelectConfig, array: NDArray[Any], rows: NDArray[np.int64], device: torch.device, scratch: Path
+    config: SelectConfig, model: nn.Module, array: NDArray[Any], rows: NDArray[np.int64], scratch: Path
 ) -> ForwardPass:
     """How the given rows run through the model or the head."""
     if config.features is not None:
         features = contiguous(array, rows, scratch)
-        model: nn.Module = read_head(Path(str(config.head)), features)
-        return ForwardPass(model.to(device), features, batch_size=config.batch_size or 4096, progress=True)
+        batch_size = config.batch_size or max(1, _BATCH_BYTES // features[0].nbytes)
+        return ForwardPass(model, features, batch_size=batch_size, progress=True)
     normalize = None if config.normalize is None else _statistics(config.normalize)
-    model = _model(config).to(device)
     pool = PoolRows("pool", array, rows)
     return ForwardPass(model, pool, normalize, config.head, config.batch_size or 256, progress=True)
 
@@ -215,7 +217,7 @@ def _statistics(text: str) -> Normalize:
 
 
 @contextmanager
-def _naming(model: str | None) -> Iterator[None]:
+def _naming(model: str | None, what: str) -> Iterator[None]:
     """Say in one line below the traceback when it is the user's model that raised."""
     try:
         yield
@@ -223,7 +225,7 @@ def _naming(model: str | None) -> Iterator[None]:
         frame = error.__traceback__
         while frame is not None:
             if model is not None and frame.tb_frame.f_code is nn.Module._call_impl.__code__:
-                raise RuntimeError(f"{model} returned a model that raised {type(error).__name__}, above") from error
+                raise RuntimeError(f"the model of {model} raised {type(error).__name__} on {what}") from error
             frame = frame.tb_next
         if isinstance(error, TypeError):
             raise ValueError(str(error)) from error

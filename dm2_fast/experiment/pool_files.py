@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from dm2_fast.arrays import name_rows
 
-_BLOCK_BYTES = 2**25  # of the pool, read at a time
+_BLOCK_BYTES = 2**24  # of the pool, read at a time
 
 
 def open_array(name: str, file: Path) -> NDArray[Any]:
@@ -72,16 +72,21 @@ def contiguous(array: NDArray[Any], rows: NDArray[np.int64], scratch: Path) -> N
 
     That is the file itself where it can be, else a copy in a file without a name, which no interruption leaves behind.
     """
-    dtype = np.dtype(np.float64 if array.dtype.itemsize == 8 else np.float32)
+    dtype = _searched(array)
     if len(rows) == len(array) and array.dtype == dtype and array.flags.c_contiguous:
         return array
     some = PoolRows("features", array, rows)
     with tempfile.TemporaryFile(dir=scratch) as file:
         step = max(1, _BLOCK_BYTES // (array.shape[1] * dtype.itemsize))
         for start in tqdm(range(0, len(rows), step), desc="unlabelled rows", leave=False, disable=None):
-            file.write(some[start : start + step].astype(dtype, copy=False).tobytes())
+            file.write(some[start : start + step].astype(dtype, copy=False).data)
         file.flush()
         return np.memmap(file, dtype, "r", shape=some.shape)
+
+
+def _searched(features: NDArray[Any]) -> np.dtype[Any]:
+    """The dtype in which features are searched, mixed and scored."""
+    return np.dtype(np.float64 if features.dtype.itemsize == 8 else np.float32)
 
 
 def read_labelled(file: Path | None, m: int) -> tuple[NDArray[np.int64], Tensor | None]:
@@ -145,7 +150,7 @@ def _integer(where: str, name: str, text: str) -> int:
 
 
 def read_head(file: Path, features: NDArray[Any]) -> nn.Linear:
-    """Read the linear head of features (m, d) from a .npz file of weight (C, d) and bias (C,), in their dtype.
+    """Read the linear head of features (m, d) from a .npz file of weight (C, d) and bias (C,).
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -170,7 +175,7 @@ def read_head(file: Path, features: NDArray[Any]) -> nn.Linear:
         if values.dtype.kind != "f" or not np.isfinite(values).all():
             raise ValueError(f"{name} of the head must be finite floating point, got {values.dtype} in {file}")
     head = nn.Linear(d, len(weight), device="meta")  # without drawing weights
-    state = {name: torch.from_numpy(values.astype(features.dtype)) for name, values in held.items()}
+    state = {name: torch.from_numpy(values.astype(_searched(features))) for name, values in held.items()}
     head.load_state_dict(state, assign=True)
     return head
 
