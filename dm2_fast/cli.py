@@ -13,7 +13,7 @@ from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter, Name
 
 import dm2_fast
 from dm2_fast import strategies
-from dm2_fast.experiment import RunConfig, run
+from dm2_fast.experiment import RunConfig, SelectConfig, run, select_from_files
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -27,14 +27,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        print("dm2-fast: interrupted; a run goes on where it stopped when its command is repeated", file=sys.stderr)
+        resumed = "; the same command goes on where it stopped" if parsed.subcommand in _RESUMABLE else ""
+        print(f"dm2-fast: interrupted{resumed}", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+_RESUMABLE = ("run",)
 
 
 def _commands() -> dict[str, tuple[type, Callable[[Any], None], str]]:
     """Each command: the dataclass of its options, what it does with them, and what that is in words."""
     return {
         "run": (RunConfig, _run, "Run active learning on a data set and write a folder of results."),
+        "select": (SelectConfig, _select, "Choose the next samples to label from files of your own."),
     }
 
 
@@ -51,6 +56,11 @@ def _run(config: RunConfig) -> None:
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"dm2-fast: warning: {message}", file=sys.stderr)
+
+
+def _select(config: SelectConfig) -> None:
+    folder = select_from_files(config, echo=_echo)
+    print(f"\n{folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
 
 
 def _echo(line: str) -> None:

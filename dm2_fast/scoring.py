@@ -5,15 +5,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from dm2_fast import backends
-from dm2_fast.arrays import ArrayLike, name_rows
+from dm2_fast.arrays import ArrayLike, as_tensor, name_rows
 from dm2_fast.mixing import Normalize, Recipe, mix
 
 Uncertainty: TypeAlias = Literal["least-confidence", "entropy", "margin"]
+
+_CHECKED_ELEMENTS = 2**19  # at a time, so that looking for NaN takes no memory to speak of
 
 
 def uncertainty(
@@ -169,9 +172,14 @@ class ForwardPass:
     def features_and_logits(self) -> tuple[Tensor, Tensor]:
         """Return the features f (m, d), Eq. 3: the input of the head, flattened; and the logits (m, C).
 
+        Where the model is its own head, the features are the inputs themselves, without a copy: not to be written to.
+
         Raises:
             ValueError, TypeError: the model has no head, or does not return finite (n, C) logits and features.
         """
+        own = self._inputs_as_features()
+        if own is not None:
+            return own, self.logits()
         features: list[Tensor] = []
         logits: list[Tensor] = []
         captured: list[Tensor] = []
@@ -196,6 +204,24 @@ class ForwardPass:
                 if hook is not None:
                     hook.remove()
         return torch.cat(features), torch.cat(logits)
+
+    def _inputs_as_features(self) -> Tensor | None:
+        """The inputs, where a forward pass would only copy them: a linear model that takes them as they are; else None.
+
+        Raises:
+            ValueError: they are not finite.
+        """
+        if not (isinstance(self.model, nn.Linear) and self.head in (None, self.model) and self.normalize is None):
+            return None
+        if not isinstance(self.inputs, (Tensor, np.ndarray)) or len(self.inputs.shape) != 2:
+            return None
+        features = as_tensor(self.inputs, "inputs")
+        if features.dtype != model_dtype(self.model) or features.device != model_device(self.model):
+            return None
+        step = max(1, _CHECKED_ELEMENTS // features.shape[1])
+        for start in range(0, len(features), step):
+            _check_finite("features", features[start : start + step], start)
+        return features
 
     def logits(self) -> Tensor:
         """Return the logits (m, C).

@@ -86,7 +86,7 @@ def test_ctrl_c_ends_with_130(capsys: pytest.CaptureFixture[str], monkeypatch: p
     with pytest.raises(SystemExit) as stop:
         main(["run"])
     assert stop.value.code == 130
-    assert capsys.readouterr().err.startswith("dm2-fast: interrupted; a run goes on where it stopped")
+    assert capsys.readouterr().err == "dm2-fast: interrupted; the same command goes on where it stopped\n"
 
 
 def test_help_names_every_option_with_its_choices(capsys: pytest.CaptureFixture[str]) -> None:

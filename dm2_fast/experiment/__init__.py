@@ -2,5 +2,6 @@
 
 from dm2_fast.experiment.config import AdversarialConfig, RunConfig, TrainingConfig
 from dm2_fast.experiment.loop import Result, run
+from dm2_fast.experiment.own_pool import SelectConfig, select_from_files
 
-__all__ = ["AdversarialConfig", "Result", "RunConfig", "TrainingConfig", "run"]
+__all__ = ["AdversarialConfig", "Result", "RunConfig", "SelectConfig", "TrainingConfig", "run", "select_from_files"]

@@ -165,7 +165,7 @@ def resolve(config: RunConfig) -> RunConfig:
     return config
 
 
-def strategy_options(config: RunConfig) -> Any:
+def strategy_options(config: Any) -> Any:
     """The options of the strategy: the field with its name (dm2-at chooses like dm2); None if it has none."""
     name = config.strategy.replace("-", "_")
     return getattr(config, "dm2" if name == "dm2_at" else name, None)

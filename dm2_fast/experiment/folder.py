@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from matplotlib.figure import Figure
@@ -19,8 +18,8 @@ from dm2_fast.acquire import DM2Config, Picked
 from dm2_fast.experiment.config import RunConfig, identity, to_dict
 from dm2_fast.experiment.data import Data
 from dm2_fast.experiment.files import remove_partial, replacing
+from dm2_fast.experiment.sheet import draw_chosen
 from dm2_fast.experiment.state import RoundResult, State
-from dm2_fast.mixing import mix, recipe
 from dm2_fast.strategies import Round
 
 STAGES = ("train", "evaluate", "logits", "features", "neighbours", "mixed", "choose", "perturb")
@@ -108,38 +107,12 @@ class RunFolder:
 
     def draw_sheet(self, round: int, data: Data, state: Round, picked: Picked, options: DM2Config) -> None:
         """Draw the first samples chosen as round_NN.png; beside each its mixed image and its neighbours, for DM2."""
-        with replacing(self.path / f"round_{round:02d}.png") as partial:
-            self._draw_sheet(partial, round, data, state, picked, options)
 
-    def _draw_sheet(self, file: Path, round: int, data: Data, state: Round, picked: Picked, options: DM2Config) -> None:
-        pool = torch.as_tensor(state.forward.inputs)
-        rows = picked.indices.cpu()
-        labels = data.y[torch.as_tensor(state.ids)]
-        if picked.neighbours is None or picked.distances is None or picked.neighbours.shape[1] == 0:
-            rows = rows[:40]
-            titles = [_name(data, label) for label in labels[rows].tolist()]
-            grid = [pool[part] for part in torch.split(rows, 8)]
-            draw_images(
-                file, grid, [titles[i : i + 8] for i in range(0, len(titles), 8)], f"round {round}: chosen samples"
-            )
-            return
-        rows = rows[:12]
-        neighbours = picked.neighbours.cpu()
-        mixture = recipe(
-            picked.distances.cpu(), neighbours, options.mix, options.lam, options.alpha,
-            seed=state.seed, round=state.round, row_ids=state.ids,
-        )  # fmt: skip
-        weights = None if mixture.weights is None else mixture.weights[rows]
-        mixed = mix(pool, mixture.indices[rows], mixture.lam[rows], weights=weights, rows=rows)
-        grid, lines = [], []
-        for i, row in enumerate(rows.tolist()):
-            near = neighbours[row, :8]
-            pixels = torch.cat([pool[row][None], pool[near]])
-            grid.append(torch.cat([pixels[:1], (mixed[i : i + 1] * 255).round().to(torch.uint8), pixels[1:]]))
-            score = "" if picked.scores is None else f"score {picked.scores[row].item():.3f}"
-            names = [_name(data, label) for label in labels[[row, *near.tolist()]].tolist()]
-            lines.append([names[0], score, *names[1:]])
-        draw_images(file, grid, lines, f"round {round}: chosen | mixed with its neighbours | neighbours, nearest first")
+        def names(rows: Tensor) -> list[str]:
+            labels = data.y[torch.as_tensor(state.ids)[rows]].tolist()
+            return [data.classes[label] if label >= 0 else "" for label in labels]  # -1: nobody knows it
+
+        draw_chosen(self.path / f"round_{round:02d}.png", state, picked, options, names)
 
 
 def _visible(path: Path) -> list[Path]:
@@ -162,29 +135,3 @@ def _round_line(result: RoundResult) -> Sequence[Any]:
     epsilon = "" if result.epsilon is None else f"{result.epsilon:.6f}"
     accuracies = (f"{e.accuracy:.6f}", f"{e.accuracy_fgsm:.6f}", f"{e.loss:.6f}")
     return (result.round, result.labelled, *accuracies, epsilon, *seconds)
-
-
-def _name(data: Data, label: int) -> str:
-    """The name of a class; nothing for a label that nobody knows."""
-    return data.classes[label] if label >= 0 else ""
-
-
-def draw_images(file: Path, grid: Sequence[Tensor], titles: Sequence[Sequence[str]], heading: str) -> None:
-    """Draw lines of (n, C, H, W) uint8 images with a title above each, as one picture."""
-    size, gap = 64, 18
-    columns = max(len(line) for line in grid)
-    canvas = np.full((len(grid) * (size + gap), columns * (size + 6), 3), 255, np.uint8)
-    figure = Figure(figsize=(canvas.shape[1] / 72, canvas.shape[0] / 72 + 0.35), dpi=144)
-    axes = figure.add_axes((0, 0, 1, 1 - 0.35 / figure.get_figheight()))
-    for i, line in enumerate(grid):
-        for j, image in enumerate(line):
-            pixels = image.permute(1, 2, 0).numpy()
-            height, width = pixels.shape[:2]
-            enlarged = pixels[np.arange(size) * height // size][:, np.arange(size) * width // size]
-            top, left = i * (size + gap) + gap, j * (size + 6) + 3
-            canvas[top : top + size, left : left + size] = enlarged
-            axes.text(left + size / 2, top - 4, titles[i][j], ha="center", va="bottom", fontsize=7)
-    axes.imshow(canvas, aspect="auto", interpolation="nearest")
-    axes.axis("off")
-    figure.text(0.5, 1 - 0.1 / figure.get_figheight(), heading, ha="center", va="top", fontsize=9)
-    figure.savefig(file, format="png")

@@ -2,8 +2,7 @@
 
 import pickle
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from dm2_fast.experiment import models
 from dm2_fast.experiment.checkpoint import TrainingFile
 from dm2_fast.experiment.config import RunConfig, resolve, strategy_options
 from dm2_fast.experiment.data import Data, load
+from dm2_fast.experiment.devices import reproducible, usable_device
 from dm2_fast.experiment.files import replacing
 from dm2_fast.experiment.folder import RunFolder
 from dm2_fast.experiment.oracle import TO_LABEL, Oracle, ask_function, ask_person, remove_questions
@@ -65,12 +65,12 @@ def run(config: RunConfig, *, oracle: Oracle | None = None, echo: Callable[[str]
     config = resolve(config)
     if oracle is not None and config.oracle == "file":
         raise ValueError("oracle must be given once, got a function and config.oracle='file'")
-    with _threads(config.threads), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+    with reproducible(config.threads):
         return _run(config, oracle, echo or (lambda line: None))
 
 
 def _run(config: RunConfig, oracle: Oracle | None, echo: Callable[[str], None]) -> Result:
-    device = _device(config.device)
+    device = usable_device(config.device)
     data = load(config.dataset, config.data_dir, config.download)
     pool = _subset("pool", len(data.x), config.pool, config.seed)
     test = _subset("test", len(data.x_test), config.test, 0)  # the same for every seed
@@ -224,24 +224,3 @@ def _subset(name: str, n: int, size: int | None, seed: int) -> Tensor:
 
 def _shuffled(rows: Tensor, seed: int, purpose: str, round: int = 0) -> Tensor:
     return rows[torch.from_numpy(draws.uniform(seed, round, rows.numpy(), purpose)).argsort(stable=True)]
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device must be auto, cpu or a usable GPU, got {name!r}") from error
-    return device
-
-
-@contextmanager
-def _threads(wanted: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(wanted or before)
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dm2_fast.experiment.data import Data
 from dm2_fast.experiment.files import replacing
-from dm2_fast.experiment.folder import draw_images
+from dm2_fast.experiment.sheet import draw_images
 
 Oracle = Callable[[Tensor, Tensor], Sequence[int] | Tensor]
 
@@ -48,8 +48,7 @@ def ask_person(folder: Path, rows: Tensor, data: Data) -> Tensor | None:
         for page, part in enumerate(torch.split(torch.arange(len(rows)), _PAGE)):
             grid = [data.x[rows[line]] for line in torch.split(part, 10)]
             titles = [[f"{i}: row {rows[i].item()}" for i in line.tolist()] for line in torch.split(part, 10)]
-            with replacing(folder / f"to_label_{page + 1}.png") as partial:
-                draw_images(partial, grid, titles, f"to label, page {page + 1}: order and row")
+            draw_images(folder / f"to_label_{page + 1}.png", grid, titles, f"to label, page {page + 1}: order and row")
         lines = [(i, row, "") for i, row in enumerate(rows.tolist())]
         with replacing(path) as partial, partial.open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([COLUMNS, *lines])
