@@ -2,5 +2,7 @@
 
 from dm2_fast.experiment.config import AdversarialConfig, RunConfig, TrainingConfig
 from dm2_fast.experiment.loop import Result, run
+from dm2_fast.experiment.report import write_report
+from dm2_fast.experiment.sweep import sweep
 
-__all__ = ["AdversarialConfig", "Result", "RunConfig", "TrainingConfig", "run"]
+__all__ = ["AdversarialConfig", "Result", "RunConfig", "TrainingConfig", "run", "sweep", "write_report"]

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dm2_fast import draws, strategies
+from dm2_fast import draws
 from dm2_fast.acquire import stage
-from dm2_fast.experiment import models
+from dm2_fast.experiment import models, plugins
 from dm2_fast.experiment.config import RunConfig, resolve, strategy_options
 from dm2_fast.experiment.data import Data, load
 from dm2_fast.experiment.folder import RoundResult, RunFolder
@@ -84,7 +84,7 @@ def _run(config: RunConfig, echo: Callable[[str], None]) -> Result:
                 model, data.x[unlabelled], data.normalize, batch_size=config.eval_batch_size, progress=True
             )
             state = Round(forward, config.seed, r + 1, unlabelled, data.x[labelled], data.y[labelled])
-            picked = strategies.get(config.strategy)(state, budget, strategy_options(config))
+            picked = plugins.strategy(config.strategy)(state, budget, strategy_options(config))
             seconds |= state.seconds | picked.seconds
             rows = unlabelled[picked.indices.cpu()]
             if config.strategy == "dm2-at" and config.adversarial.when == "round":
