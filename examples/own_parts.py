@@ -1,8 +1,10 @@
-"""A data set, a model and a strategy of one's own, in three functions. In the folder of this file:
+"""A data set, a model and a strategy of one's own.
 
-python own_parts.py
-dm2-fast run --dataset shapes.npz --model own_parts:network --strategy own_parts:balanced --rounds 3
-dm2-fast run --dataset shapes.npz --model own_parts:network --strategies own_parts:balanced,dm2 --seeds 0,1 --rounds 3
+Each is a function below. In the folder of this file:
+
+    python own_parts.py
+    dm2-fast run --dataset shapes.npz --model own_parts:net --strategy own_parts:balanced --rounds 3
+    dm2-fast run --dataset shapes.npz --model own_parts:net --strategies own_parts:balanced,dm2 --seeds 0,1 --rounds 3
 """
 
 import numpy as np
@@ -31,7 +33,7 @@ def shapes(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(images), y
 
 
-def network(channels: int, size: tuple[int, int], classes: int) -> nn.Module:
+def net(channels: int, size: tuple[int, int], classes: int) -> nn.Module:
     """A freshly initialised model; the input of its last linear layer are the features that DM2 compares."""
     return nn.Sequential(
         nn.Conv2d(channels, 16, 3, padding=1),
