@@ -81,14 +81,14 @@ def write_report(folders: Sequence[Path], output: Path, *, echo: Callable[[str],
         ValueError: no folder holds a run, a run's files are damaged, or two folders hold the same run.
     """
     echo = echo or (lambda line: None)
-    runs = []
+    runs, notes = [], []
     for folder in folders:
         if not (folder / "config.yaml").is_file():
-            echo(f"left out: {folder} (no folder of a run)")
+            notes.append(f"left out: {folder} (no folder of a run)")
             continue
         run = _read(folder)
         if len(run.trainings) < run.planned:
-            echo(f"not finished: {folder} ({len(run.trainings)} of {run.planned} trainings)")
+            notes.append(f"not finished: {folder} ({len(run.trainings)} of {run.planned} trainings)")
         if run.trainings:
             runs.append(run)
     if not runs:
@@ -97,7 +97,7 @@ def write_report(folders: Sequence[Path], output: Path, *, echo: Callable[[str],
     output.mkdir(parents=True, exist_ok=True)
     _write(output / "report.csv", curves)
     _draw(output / "report.png", curves, _title(runs))
-    for line in _table(curves):
+    for line in [*notes, *_table(curves)]:
         echo(line)
     return output
 
