@@ -66,8 +66,8 @@ class _Point:
 def write_report(folders: Sequence[Path], output: Path, *, echo: Callable[[str], None] | None = None) -> Path:
     """Write report.csv and report.png over the runs in folders, and tell their last accuracies as a Markdown table.
 
-    Runs that differ in nothing but their seed make one curve; it is named by its strategy, and by whatever else it
-    differs in from another. A run that is not finished counts as far as it went, and is named.
+    Runs that differ in nothing but their seed make one curve; it is named by its strategy, and by as few other
+    settings as tell it from the rest. A run that is not finished counts as far as it went, and is named.
 
     Args:
         folders: Folders of runs; what is no such folder is named and left out.
@@ -135,18 +135,25 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _groups(runs: Sequence[_Run]) -> dict[str, list[_Run]]:
-    """The runs that differ in their seed only, by a name that tells them from the other groups."""
-    names = sorted({name for run in runs for name in run.settings})
-    differing = [name for name in names if len({repr(run.settings.get(name)) for run in runs}) > 1]
+    """The runs that differ in their seed only, by as few of their settings as tell them from the other groups."""
+    told = ["strategy"]
+    for name in ("dataset", "model", *sorted({name for run in runs for name in run.settings})):
+        if len({_values(run, [*told, name]) for run in runs}) > len({_values(run, told) for run in runs}):
+            told.append(name)
     groups: dict[str, list[_Run]] = {}
     for run in runs:
-        others = [f"{name}={run.settings.get(name)}" for name in differing if name != "strategy"]
-        group = groups.setdefault(" ".join([str(run.settings.get("strategy")), *others]), [])
+        strategy, *others = _values(run, told)
+        label = " ".join([strategy, *(f"{name}={value}" for name, value in zip(told[1:], others, strict=True))])
+        group = groups.setdefault(label, [])
         for other in group:
             if other.seed == run.seed:
                 raise ValueError(f"folders must hold different runs, got the same in {other.folder} and {run.folder}")
         group.append(run)
     return groups
+
+
+def _values(run: _Run, names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(str(run.settings.get(name)) for name in names)
 
 
 def _points(runs: Sequence[_Run]) -> list[_Point]:
