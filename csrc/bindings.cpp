@@ -58,12 +58,19 @@ private:
     std::chrono::steady_clock::time_point next_ = std::chrono::steady_clock::now() + std::chrono::milliseconds(100);
 };
 
+constexpr std::pair<const char*, dm2::Isa> kNames[] = {{"auto", dm2::Isa::automatic},
+                                                       {"avx512", dm2::Isa::avx512},
+                                                       {"avx2", dm2::Isa::avx2},
+                                                       {"neon", dm2::Isa::neon},
+                                                       {"generic", dm2::Isa::generic}};
+
+std::string automatic_isa() {
+    for (const auto& [name, isa] : kNames)
+        if (isa != dm2::Isa::automatic && dm2::scanner(isa) == dm2::scanner(dm2::Isa::automatic)) return name;
+    return "none";
+}
+
 const dm2::Scanner* as_scanner(const std::string& name) {
-    constexpr std::pair<const char*, dm2::Isa> kNames[] = {{"auto", dm2::Isa::automatic},
-                                                           {"avx512", dm2::Isa::avx512},
-                                                           {"avx2", dm2::Isa::avx2},
-                                                           {"neon", dm2::Isa::neon},
-                                                           {"generic", dm2::Isa::generic}};
     std::string here;
     for (const auto& [known, isa] : kNames) {
         const dm2::Scanner* scanner = dm2::scanner(isa);
@@ -224,6 +231,7 @@ void define_mix(py::module_& module) {
 
 PYBIND11_MODULE(_C, module) {
     module.doc() = "The CPU implementation of dm2_fast's operations.";
+    module.def("isa", &automatic_isa, "The instruction set that isa='auto' takes on this machine.");
     define_distances<float>(module);
     define_distances<double>(module);
     define_mix<std::uint8_t, float>(module);

@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+def isa() -> str: ...
 def pairwise(
     queries: Array,
     query_scale: Array,

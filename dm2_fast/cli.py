@@ -13,17 +13,24 @@ from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter, Name
 
 import dm2_fast
 from dm2_fast import strategies
-from dm2_fast.experiment import RunConfig, SelectConfig, run, select_from_files
+from dm2_fast.experiment import RunConfig, SelectConfig, data, models, run, select_from_files
+from dm2_fast.experiment.info import InfoConfig, info
+from dm2_fast.experiment.report import ReportConfig, write_report
+from dm2_fast.experiment.sweep import SweepConfig, sweep
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits with 2 and one readable line for what the user can mend, 130 for Ctrl-C."""
-    parsed = _parser().parse_args(sys.argv[1:] if arguments is None else list(arguments))
-    config, execute, _ = _commands()[parsed.subcommand]
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    parsed = _parser().parse_args(given)
+    for one, several in (("--seed", "--seeds"), ("--strategy", "--strategies")):
+        if {one, several} <= {argument.partition("=")[0] for argument in given}:
+            _fail(f"{several} takes the place of {one}, got both")
+    configs, execute, _ = _commands()[parsed.subcommand]
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
-            execute(_build(config, parsed[parsed.subcommand]))
+            execute(*(_build(config, parsed[parsed.subcommand]) for config in configs))
     except (ValueError, OSError) as error:
         _fail(str(error))
     except KeyboardInterrupt:
@@ -35,32 +42,51 @@ def main(arguments: Sequence[str] | None = None) -> None:
 _RESUMABLE = ("run",)
 
 
-def _commands() -> dict[str, tuple[type, Callable[[Any], None], str]]:
-    """Each command: the dataclass of its options, what it does with them, and what that is in words."""
+def _commands() -> dict[str, tuple[tuple[type, ...], Callable[..., None], str]]:
+    """Each command: the dataclasses of its options, what it does with them, and what that is in words."""
     return {
-        "run": (RunConfig, _run, "Run active learning on a data set and write a folder of results."),
-        "select": (SelectConfig, _select, "Choose the next samples to label from files of your own."),
+        "run": ((RunConfig, SweepConfig), _run, "Run active learning on a data set and write a folder of results."),
+        "select": ((SelectConfig,), _select, "Choose the next samples to label from files of your own."),
+        "report": ((ReportConfig,), _report, "Compare runs: a table and a plot of mean and standard deviation."),
+        "info": ((InfoConfig,), _info, "Say what is installed, which devices, backends and data sets there are."),
     }
 
 
-def _run(config: RunConfig) -> None:
-    result = run(config, echo=_echo)
-    if result.to_label is not None:
-        print(f"\n{result.to_label}: fill in the label of each of the {len(result.chosen[-1])} rows")
-        print("(the images are in to_label_*.png beside it), then give the same command again.")
+def _run(config: RunConfig, several: SweepConfig) -> None:
+    if several.seeds is None and several.strategies is None:
+        result = run(config, echo=_echo)
+        if result.to_label is None:
+            files = "curve.png, rounds.csv, selected.csv, round_NN.png (what was chosen), model.pt, config.yaml"
+            print(f"\n{result.folder}: {files}")
+        else:
+            print(f"\n{result.to_label}: fill in the label of each of the {len(result.chosen[-1])} rows")
+            print("(the images are in to_label_*.png beside it), then give the same command again.")
         return
-    print(
-        f"\n{result.folder}: curve.png, rounds.csv, selected.csv, round_NN.png (what was chosen), model.pt, config.yaml"
-    )
-
-
-def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"dm2-fast: warning: {message}", file=sys.stderr)
+    seeds = [str(config.seed)] if several.seeds is None else several.seeds.split(",")
+    names = [config.strategy] if several.strategies is None else several.strategies.split(",")
+    wrong = [seed for seed in seeds if not seed.strip().isdecimal()]
+    if wrong:
+        raise ValueError(f"seeds must be whole numbers with commas between, got {several.seeds!r}")
+    folder = sweep(config, [int(seed) for seed in seeds], [name.strip() for name in names], echo=_echo)
+    print(f"\n{folder}: report.csv, report.png")
 
 
 def _select(config: SelectConfig) -> None:
     folder = select_from_files(config, echo=_echo)
     print(f"\n{folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
+
+
+def _report(config: ReportConfig) -> None:
+    folder = write_report(config.folders, config.output, echo=_echo)
+    print(f"\n{folder}: report.csv, report.png")
+
+
+def _info(config: InfoConfig) -> None:
+    print("\n".join(info(config.data_dir)))
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"dm2-fast: warning: {message}", file=sys.stderr)
 
 
 def _echo(line: str) -> None:
@@ -89,7 +115,18 @@ class _Help(DefaultHelpFormatter):
     """The metavar already says what an option takes."""
 
     def _get_help_string(self, action: Any) -> str:
-        return super()._get_help_string(action).replace("type: %(type)s, ", "")
+        return super()._get_help_string(action).replace("type: %(type)s, ", "").replace(", type: %(type)s", "")
+
+
+# What stands for the value of an option in the help where its type does not say it.
+_METAVARS = {
+    "dataset": "{" + ",".join(data.NAMES) + "}|FILE.npz",
+    "model": "{" + ",".join(models.NAMES) + "}|MODULE:FUNCTION",
+    "strategy": "{" + ",".join(strategies.names()) + "}|MODULE:FUNCTION",
+    "dataset_sha256": "HEX",
+    "seeds": "N,N,...",
+    "strategies": "NAME,NAME,...",
+}
 
 
 def _parser() -> ArgumentParser:
@@ -101,12 +138,15 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"dm2-fast {dm2_fast.__version__}")
     commands = parser.add_subcommands(metavar="COMMAND", title="commands")
-    for name, (config, _, description) in _commands().items():
-        command = _Parser(description=description, usage=f"dm2-fast {name} [options]")
+    for name, (configs, _, description) in _commands().items():
+        takes = "FOLDER... " if ReportConfig in configs else ""
+        command = _Parser(description=description, usage=f"dm2-fast {name} {takes}[options]")
         command.add_argument(
             "--config", action="config", metavar="FILE", help="YAML file with any of these options; later ones win."
         )
-        command.option_types = _add_options(command, config)
+        command.option_types = {}
+        for config in configs:
+            command.option_types |= _add_options(command, config)
         commands.add_subcommand(name, command, help=description[0].lower() + description[1:].rstrip("."))
         command.prog = f"dm2-fast {name}"
     return parser
@@ -126,12 +166,15 @@ def _add_options(parser: Any, cls: type, prefix: str = "") -> dict[str, Any]:
             option_types |= _add_options(group, kind, f"{name}.")  # type: ignore[arg-type]
             continue
         option_types[name] = kind
+        if kind == list[Path]:
+            parser.add_argument(name, type=Path, nargs="+", metavar="FOLDER", help=help_of[item.name])
+            continue
         option = f"--{name.replace('_', '-')}"
         if kind is bool:
             action = ActionYesNo(no_prefix="no-")
             parser.add_argument(option, action=action, default=item.default, help=help_of[item.name])
             continue
-        metavar = "{" + ",".join(strategies.names()) + "}" if name == "strategy" else _metavar(kind)
+        metavar = _METAVARS.get(name) or _metavar(kind)
         parser.add_argument(option, type=kind, default=item.default, metavar=metavar, help=help_of[item.name])
     return option_types
 

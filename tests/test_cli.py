@@ -49,8 +49,22 @@ def test_a_run_s_own_config_with_another_seed_makes_a_folder_of_its_own(
     ("arguments", "message"),
     [
         (["run", "--nothing", "3"], "unrecognized arguments: --nothing 3"),
-        (["run", "--dataset", "svhn"], "--dataset must be one of digits, mnist, fashion-mnist, cifar10, got svhn"),
+        (
+            ["run", "--dataset", "svhm"],
+            "dataset must be one of digits, mnist, fashion-mnist, cifar10, svhn or a file.npz, got 'svhm'",
+        ),
+        (["run", "--dataset", "nowhere.npz"], "dataset must be a file, got none at"),
+        (["run", "--model", "nowhere:make"], "'nowhere:make' must name an importable module"),
+        (["run", "--strategy", "json:nothing"], "'json:nothing' must name a function of json"),
+        (["run", "--seeds", "0,x"], "seeds must be whole numbers with commas between, got '0,x'"),
+        (["run", "--seeds", "1,1"], "seeds must be distinct and at least one, got 1, 1"),
+        (["run", "--seeds", "0,1", "--seed", "2"], "--seeds takes the place of --seed, got both"),
+        (["run", "--strategy=dm2", "--strategies", "random"], "--strategies takes the place of --strategy, got both"),
+        (["run", "--strategies", "random,dm3"], "strategy must be one of random"),
+        (["report"], "folders"),
+        (["report", "nowhere"], "folders must hold at least one run with a training, got nowhere"),
         (["run", "--training.batch-size", "many"], "--training.batch-size must be an integer or null, got many"),
+        (["run", "--dm2.metric", "l3"], "--dm2.metric must be one of literal, rms, l1, l2, got l3"),
         (["run", "--dm2.lam", "high"], "--dm2.lam must be a number or one of beta, got high"),
         (["run", "--dm2.lam", "2"], "lam must be in [0, 1] or 'beta', got 2.0"),
         (["run", "--strategy", "dm3"], "strategy must be one of random"),
@@ -95,7 +109,9 @@ def test_help_names_every_option_with_its_choices(capsys: pytest.CaptureFixture[
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     for part in (
-        "--data-dir PATH", "--download", "--strategy {random,least-confidence,entropy,margin,dm2,dm2-at}",
+        "--data-dir PATH", "--download",
+        "--strategy {random,least-confidence,entropy,margin,dm2,dm2-at}|MODULE:FUNCTION",
+        "--dataset {digits,mnist,fashion-mnist,cifar10,svhn}|FILE.npz", "--seeds N,N,...",
         "--dm2.metric {literal,rms,l1,l2}", "--adversarial.epsilon X|{search}", "--training.weight-decay X",
     ):  # fmt: skip
         assert part in text

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 import torch
 import torchvision
 
@@ -73,9 +74,36 @@ def test_cifar10_is_read_from_a_fixture_in_its_file_format(tmp_path: Path, monke
     assert len(data.x_test) == 4
 
 
+def test_svhn_is_read_from_a_fixture_in_its_file_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    images = {"train": rng.integers(0, 256, (32, 32, 3, 5), dtype=np.uint8)}
+    images["test"] = rng.integers(0, 256, (32, 32, 3, 2), dtype=np.uint8)
+    labels = {"train": [10, 1, 9, 10, 4], "test": [3, 10]}  # the file's 10 is the digit 0
+    for split, x in images.items():
+        content = {"X": x, "y": np.array(labels[split], np.uint8)[:, None]}
+        scipy.io.savemat(tmp_path / f"{split}_32x32.mat", content, do_compression=True)
+    monkeypatch.setattr(torchvision.datasets.SVHN, "_check_integrity", lambda self: True)
+    data = load("svhn", tmp_path)
+    for i in range(5):
+        for channel in range(3):
+            assert np.array_equal(data.x[i, channel].numpy(), images["train"][:, :, channel, i])
+    assert np.array_equal(data.x_test[1].permute(1, 2, 0).numpy(), images["test"][..., 1])
+    assert data.x.is_contiguous(memory_format=torch.channels_last)
+    assert data.y.tolist() == [0, 1, 9, 0, 4]
+    assert data.y_test.tolist() == [3, 0]
+    assert data.y.dtype == data.y_test.dtype == torch.int64
+    assert data.classes == tuple("0123456789")
+    assert data.normalize == ((0.4310, 0.4302, 0.4463), (0.1965, 0.1984, 0.1992))
+
+
 @pytest.mark.parametrize(
     ("name", "folder"),
-    [("mnist", "MNIST/raw"), ("fashion-mnist", "FashionMNIST/raw"), ("cifar10", "cifar-10-batches-py")],
+    [
+        ("mnist", "MNIST/raw"),
+        ("fashion-mnist", "FashionMNIST/raw"),
+        ("cifar10", "cifar-10-batches-py"),
+        ("svhn", "train_32x32.mat"),
+    ],
 )
 def test_a_missing_data_set_says_where_it_looked_and_what_to_do(name: str, folder: str, tmp_path: Path) -> None:
     with pytest.raises(
@@ -95,5 +123,5 @@ def test_a_failed_download_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_unknown_data_sets_are_named() -> None:
-    with pytest.raises(ValueError, match="dataset must be one of digits, mnist, fashion-mnist, cifar10, got 'svhn'"):
-        load("svhn")
+    with pytest.raises(ValueError, match="dataset must be one of digits, .*, svhn or a file.npz, got 'imagenet'"):
+        load("imagenet")

@@ -177,7 +177,9 @@ def test_recipes_are_those_of_section_6() -> None:
     assert (mnist.training.epochs, mnist.training.batch_size) == (50, 96)
     own = resolve(RunConfig(dataset="mnist", model="mobilenet", budget=7, training=TrainingConfig(lr=0.5)))
     assert (own.model, own.budget, own.training.lr, own.training.epochs) == ("mobilenet", 7, 0.5, 50)
-    assert set(RECIPES) == {"digits", "mnist", "fashion-mnist", "cifar10"}
+    svhn = resolve(RunConfig(dataset="svhn"))
+    assert (svhn.initial, svhn.budget, svhn.rounds, svhn.training) == (7326, 3663, 6, cifar.training)
+    assert set(RECIPES) == {"digits", "mnist", "fashion-mnist", "cifar10", "svhn", "npz"}
 
 
 def test_the_folder_s_name_says_what_was_run_and_not_where() -> None:
@@ -210,9 +212,9 @@ def test_threads_are_given_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dataset": "svhn"}, "dataset must be one of digits, mnist, fashion-mnist, cifar10, got 'svhn'"),
+        ({"dataset": "imagenet"}, "dataset must be one of digits, .*, svhn or a file.npz, got 'imagenet'"),
         ({"strategy": "badge"}, "strategy must be one of random, .*, got 'badge'"),
-        ({"model": "resnet"}, "model must be one of cnn, mobilenet, got 'resnet'"),
+        ({"model": "resnet"}, "model must be one of cnn, .* or package.module:function, got 'resnet'"),
         ({"initial": 1}, "initial must be at least 2, got 1"),
         ({"budget": 0}, "budget must be at least 1, got 0"),
         ({"rounds": -1}, "rounds must be at least 0, got -1"),

@@ -77,7 +77,7 @@ def test_training_is_the_paper_s_sgd_with_the_combined_loss(
 
 
 @pytest.mark.parametrize("augment", ["none", "flip-crop"])
-@pytest.mark.parametrize("name", models.NAMES)
+@pytest.mark.parametrize("name", ["cnn", "mobilenet"])
 def test_training_is_reproducible_and_leaves_the_random_state(labelled: Labelled, name: str, augment: str) -> None:
     config = TrainingConfig(epochs=2, batch_size=9, optimizer="adam", lr=1e-3, weight_decay=0.0, augment=augment)
     results = []
@@ -164,6 +164,10 @@ def test_evaluation_is_accuracy_clean_and_under_fgsm_with_the_true_label() -> No
         ("cnn", 3, (32, 32), 128),
         ("mobilenet", 1, (28, 28), 1024),
         ("mobilenet", 3, (32, 32), 1024),
+        ("resnet18", 3, (32, 32), 512),
+        ("resnet34", 1, (8, 8), 512),
+        ("vgg16", 3, (32, 32), 512),
+        ("vgg16", 2, (28, 28), 512),
     ],
 )
 def test_models_have_dropout_before_a_linear_head(name: str, channels: int, size: tuple, features: int) -> None:
@@ -175,6 +179,7 @@ def test_models_have_dropout_before_a_linear_head(name: str, channels: int, size
     leaves = [module for module in model.modules() if not list(module.children())]
     assert isinstance(leaves[-2], nn.Dropout)
     assert isinstance(leaves[-1], nn.Linear)
+    assert len([module for module in leaves if isinstance(module, nn.Dropout)]) == 1
 
 
 def test_mobilenet_is_version_1() -> None:
@@ -185,6 +190,31 @@ def test_mobilenet_is_version_1() -> None:
     assert sum(p.numel() for p in model.parameters()) == 3_217_226  # 4.2 M of the paper less its 1000-class head
 
 
+@pytest.mark.parametrize(
+    ("name", "parameters", "sizes"),
+    [
+        ("resnet18", 11_173_962, [32] * 5 + [16] * 4 + [8] * 4 + [4] * 4),
+        ("resnet34", 21_282_122, [32] * 7 + [16] * 8 + [8] * 12 + [4] * 6),
+        ("vgg16", 14_728_266, [32] * 2 + [16] * 2 + [8] * 3 + [4] * 3 + [2] * 3),
+    ],
+)
+def test_networks_of_torchvision_keep_the_resolution_of_small_images(
+    name: str, parameters: int, sizes: list[int]
+) -> None:
+    model = models.build(name, 3, (32, 32), 10)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    seen = []
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+            module.register_forward_hook(lambda _, __, output: seen.append(output.shape[-1]))
+            assert module.weight.std().item() == pytest.approx((2 / (module.out_channels * 9)) ** 0.5, rel=0.1)
+    model.eval()(torch.rand(1, 3, 32, 32))
+    assert seen == sizes
+    assert not any(isinstance(module, nn.MaxPool2d) for module in model.modules()) or name == "vgg16"
+
+
 def test_unknown_models_are_named() -> None:
-    with pytest.raises(ValueError, match="model must be one of cnn, mobilenet, got 'resnet'"):
+    with pytest.raises(ValueError, match="model must be one of cnn, .* or package.module:function, got 'resnet'"):
         models.build("resnet", 3, (32, 32), 10)
+    with pytest.raises(ValueError, match="images must be at least 4x4 for the model cnn, got 3x8"):
+        models.build("cnn", 3, (3, 8), 10)

@@ -2,15 +2,14 @@
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from dm2_fast import strategies
 from dm2_fast.acquire import DM2Config
-from dm2_fast.experiment import models
-
-Dataset = Literal["digits", "mnist", "fashion-mnist", "cifar10"]
+from dm2_fast.experiment import data, models, npz, plugins
 
 
 @dataclass(frozen=True)
@@ -66,11 +65,13 @@ class RunConfig:
     """One active-learning run: initial labels, then rounds of train, evaluate, select, label, and a last training.
 
     Args:
-        dataset: Data set; digits comes with scikit-learn, the others are read from data_dir.
+        dataset: Data set; digits comes with scikit-learn, the others are read from data_dir; or an .npz file of your
+            own (arrays x, y, x_test, y_test, and layout, nchw or nhwc).
+        dataset_sha256: SHA-256 of the .npz file, as config.yaml records it; a file of another is refused.
         data_dir: Folder of the torchvision data sets.
         download: Let torchvision download a missing data set into data_dir.
-        model: Network; null takes the data set's.
-        strategy: How the samples to label are chosen.
+        model: Network; null takes the data set's; or a function of your own, called with (channels, size, classes).
+        strategy: How the samples to label are chosen; or a function of your own, called with (round, budget, options).
         oracle: Who labels them: the data set, or a person who fills in the label column of to_label.csv between two
             calls of the same command (file).
         initial: Labels drawn at random before the first training.
@@ -90,10 +91,11 @@ class RunConfig:
         training: Training recipe.
     """
 
-    dataset: Dataset = "digits"
+    dataset: str = "digits"
+    dataset_sha256: str | None = None
     data_dir: Path = Path("data")
     download: bool = False
-    model: Literal["cnn", "mobilenet"] | None = None
+    model: str | None = None
     strategy: str = "dm2"
     oracle: Literal["data", "file"] = "data"
     initial: int | None = None
@@ -113,10 +115,12 @@ class RunConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
-        _check_choice("dataset", self.dataset, get_args(Dataset))
-        _check_choice("strategy", self.strategy, strategies.names())
-        if self.model is not None:
-            _check_choice("model", self.model, models.NAMES)
+        if not npz.is_npz(self.dataset):
+            _check_choice("dataset", self.dataset, data.NAMES, " or a file.npz")
+        if not plugins.is_plugin(self.strategy):
+            _check_choice("strategy", self.strategy, strategies.names(), " or package.module:function")
+        if self.model is not None and not plugins.is_plugin(self.model):
+            _check_choice("model", self.model, models.NAMES, " or package.module:function")
         for name in ("initial", "budget", "pool", "test", "candidates", "threads", "eval_batch_size"):
             _check_least(name, getattr(self, name), 2 if name == "initial" else 1)
         _check_least("rounds", self.rounds, 0)
@@ -142,12 +146,15 @@ _ADAM = TrainingConfig(epochs=50, batch_size=96, optimizer="adam", lr=1e-3, weig
 _SGD = TrainingConfig(epochs=200, batch_size=128, optimizer="sgd", lr=0.1, weight_decay=5e-4, augment="flip-crop")
 
 # Section 6 of the paper. Its learning rate for Adam, its weight decay and its labels per cycle are lost: these are the
-# settings of the code base that its experiments presumably grew from. The recipe of the digits is ours.
+# settings of the code base that its experiments presumably grew from. The recipes of the digits and of a file of one's
+# own are ours.
 RECIPES: dict[str, dict[str, Any]] = {
     "digits": {"model": "cnn", "initial": 20, "budget": 20, "rounds": 9, "training": replace(_ADAM, batch_size=32)},
     "mnist": {"model": "cnn", "initial": 20, "budget": 20, "rounds": 9, "training": _ADAM},
     "fashion-mnist": {"model": "cnn", "initial": 20, "budget": 20, "rounds": 9, "training": _ADAM},
     "cifar10": {"model": "mobilenet", "initial": 1000, "budget": 1000, "rounds": 6, "training": _SGD},
+    "svhn": {"model": "mobilenet", "initial": 7326, "budget": 3663, "rounds": 6, "training": _SGD},
+    "npz": {"model": "cnn", "initial": 20, "budget": 20, "rounds": 9, "training": _ADAM},
 }
 
 # Where a run happens is not part of what it is.
@@ -155,14 +162,36 @@ _NOT_IDENTITY = ("data_dir", "download", "device", "threads", "output")
 
 
 def resolve(config: RunConfig) -> RunConfig:
-    """Replace every None that has a recipe, and name the output folder."""
-    recipe = RECIPES[config.dataset]
+    """Replace every None that has a recipe, note the content of a data set of the user's, and name the output folder.
+
+    Raises:
+        ValueError: dataset_sha256 is that of other content, or a function of the user's is not there.
+        FileNotFoundError: there is no such .npz file.
+    """
+    for function in (config.model, config.strategy):
+        if function is not None and plugins.is_plugin(function):
+            plugins.load_function(function)
+    own = npz.is_npz(config.dataset)
+    digest = npz.sha256(Path(config.dataset)) if own else None
+    if config.dataset_sha256 not in (None, digest):
+        raise ValueError(
+            f"dataset must have the content with SHA-256 {config.dataset_sha256}, "
+            f"got {config.dataset}{f' with {digest}' if digest else ''}"
+        )
+    recipe = RECIPES["npz" if own else config.dataset]
     training = replace(config.training, **_missing(config.training, asdict(recipe["training"])))
-    config = replace(config, **_missing(config, {**recipe, "training": training}), training=training)
+    values = {**recipe, "training": training, "dataset_sha256": digest}
+    config = replace(config, **_missing(config, values), training=training)
     if config.output is None:
-        name = f"{config.dataset}-{config.model}-{config.strategy}-seed{config.seed}-{fingerprint(config)}"
+        name = folder_name(config, f"{config.strategy}-seed{config.seed}", fingerprint(config))
         config = replace(config, output=Path("runs") / name)
     return config
+
+
+def folder_name(config: RunConfig, what: str, key: str) -> str:
+    """What was run, as a name that any file system takes."""
+    dataset = Path(config.dataset).stem if npz.is_npz(config.dataset) else config.dataset
+    return re.sub(r"[^\w.+-]+", "-", f"{dataset}-{config.model}-{what}-{key}")
 
 
 def strategy_options(config: Any) -> Any:
@@ -181,7 +210,10 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 def identity(config: RunConfig | dict[str, Any]) -> dict[str, Any]:
     """The part of a resolved configuration that decides what the run computes."""
-    values = config if isinstance(config, dict) else to_dict(config)
+    values = dict(config) if isinstance(config, dict) else to_dict(config)
+    digest = values.pop("dataset_sha256", None)
+    if digest is not None:  # the file may move, its content may not change
+        values["dataset"] = f"{Path(values['dataset']).name} ({digest[:12]})"
     return {name: value for name, value in values.items() if name not in _NOT_IDENTITY}
 
 
@@ -194,9 +226,9 @@ def _missing(config: Any, recipe: dict[str, Any]) -> dict[str, Any]:
     return {f.name: recipe[f.name] for f in fields(config) if f.name in recipe and getattr(config, f.name) is None}
 
 
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: Any, choices: tuple[str, ...], own: str = "") -> None:
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(choices)}{own}, got {value!r}")
 
 
 def _check_least(name: str, value: int | None, least: int) -> None:

@@ -1,12 +1,14 @@
-"""Data sets as whole tensors: the digits that come with scikit-learn, and MNIST, Fashion-MNIST and CIFAR-10."""
+"""Data sets as whole tensors: the digits that come with scikit-learn, those of torchvision, and a file of one's own."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dm2_fast.experiment import npz
 from dm2_fast.mixing import Normalize
 
 
@@ -16,7 +18,7 @@ class Data:
 
     Attributes:
         name: Its name in `load`.
-        x, y: Training images, (n, C, H, W) uint8 in channels_last, and their classes, (n,) int64.
+        x, y: Training images, (n, C, H, W) in channels_last, uint8 or float32 in [0, 1], and their classes, (n,) int64.
         x_test, y_test: The test set, likewise.
         classes: Names of the classes.
         normalize: (mean, std) per channel in units of the [0, 1] pixel range.
@@ -31,42 +33,59 @@ class Data:
     normalize: Normalize
 
 
-# torchvision's class, the folder it reads below the root, and the pixel statistics usual for the training images.
+# torchvision's class, what it reads below the root, and the pixel statistics usual for the training images.
 _TORCHVISION: dict[str, tuple[str, str, Normalize]] = {
     "mnist": ("MNIST", "MNIST/raw", (0.1307, 0.3081)),
     "fashion-mnist": ("FashionMNIST", "FashionMNIST/raw", (0.2860, 0.3530)),
     "cifar10": ("CIFAR10", "cifar-10-batches-py", ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))),
+    "svhn": ("SVHN", "train_32x32.mat", ((0.4310, 0.4302, 0.4463), (0.1965, 0.1984, 0.1992))),
 }
+NAMES = ("digits", *_TORCHVISION)
 
 
 def load(name: str, data_dir: Path = Path("data"), download: bool = False) -> Data:
-    """Load a data set.
+    """Load a data set: one of `NAMES`, or an .npz file (see `dm2_fast.experiment.npz.read`).
 
     Raises:
-        ValueError: there is none of this name.
+        ValueError: there is none of this name, or the file holds something else.
         FileNotFoundError: it is not below data_dir; the message says where it looked and what to do.
         ConnectionError: it could not be downloaded.
     """
     if name == "digits":
         return _digits()
+    parts = npz.read(Path(name)) if npz.is_npz(name) else _torchvision(name, data_dir, download)
+    x, y, x_test, y_test, classes, normalize = parts
+    return Data(name, _images(x), torch.as_tensor(y), _images(x_test), torch.as_tensor(y_test), classes, normalize)
+
+
+def place(name: str, data_dir: Path) -> Path | None:
+    """Where a data set of torchvision lies, be it there or not; None for the digits, which come with scikit-learn."""
+    return (data_dir / _TORCHVISION[name][1]).absolute() if name in _TORCHVISION else None
+
+
+def _torchvision(name: str, data_dir: Path, download: bool) -> tuple[Any, Any, Any, Any, tuple[str, ...], Normalize]:
+    """Images (n, H, W) or (n, H, W, C) and classes of the training and of the test set, names, and (mean, std)."""
     if name not in _TORCHVISION:
-        raise ValueError(f"dataset must be one of digits, {', '.join(_TORCHVISION)}, got {name!r}")
+        raise ValueError(f"dataset must be one of {', '.join(NAMES)} or a file.npz, got {name!r}")
     import torchvision
 
-    kind, folder, normalize = _TORCHVISION[name]
+    kind, _, normalize = _TORCHVISION[name]
     open_split = getattr(torchvision.datasets, kind)
     try:
-        train, test = (open_split(data_dir, train, download=download) for train in (True, False))
+        which = ("train", "test") if kind == "SVHN" else (True, False)
+        train, test = (open_split(data_dir, split, download=download) for split in which)
     except (RuntimeError, OSError) as error:
-        where = (data_dir / folder).absolute()
+        where = place(name, data_dir)
         if download:
             raise ConnectionError(f"data set {name} could not be downloaded to {where}: {error}") from error
         raise FileNotFoundError(
             f"data set {name} not found in {where} (or damaged there): "
             "point --data-dir to the folder that holds it, or add --download to let torchvision fetch it"
         ) from error
-    x, y, x_test, y_test = _images(train.data), train.targets, _images(test.data), test.targets
-    return Data(name, x, torch.as_tensor(y), x_test, torch.as_tensor(y_test), tuple(train.classes), normalize)
+    if kind == "SVHN":
+        x, x_test = (np.moveaxis(split.data, 1, -1) for split in (train, test))
+        return x, train.labels, x_test, test.labels, tuple("0123456789"), normalize
+    return train.data, train.targets, test.data, test.targets, tuple(train.classes), normalize
 
 
 def _images(x: Tensor | np.ndarray) -> Tensor:

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dm2_fast import draws, strategies
+from dm2_fast import draws
 from dm2_fast.acquire import stage
-from dm2_fast.experiment import models
+from dm2_fast.experiment import models, plugins
 from dm2_fast.experiment.checkpoint import TrainingFile
 from dm2_fast.experiment.config import RunConfig, resolve, strategy_options
 from dm2_fast.experiment.data import Data, load
@@ -137,7 +137,7 @@ def _round(
             model, data.x[unlabelled], data.normalize, batch_size=config.eval_batch_size, progress=True
         )
         asked = Round(forward, config.seed, r + 1, unlabelled, data.x[labelled], data.y[labelled])
-        picked = strategies.get(config.strategy)(asked, int(config.budget or 0), strategy_options(config))
+        picked = plugins.strategy(config.strategy)(asked, int(config.budget or 0), strategy_options(config))
         seconds |= asked.seconds | picked.seconds
         rows = unlabelled[picked.indices.cpu()]
         state.chosen.append(rows)

@@ -1,10 +1,17 @@
-"""A user's own function, named as `package.module:function`."""
+"""A user's own function, named as `package.module:function`: a model (see models.py) or a strategy."""
 
 import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
+
+from dm2_fast import strategies
+from dm2_fast.acquire import Picked
+from dm2_fast.strategies import Round, Strategy
 
 
 def is_plugin(name: str) -> bool:
@@ -34,3 +41,39 @@ def load_function(name: str) -> Callable[..., Any]:
     if not callable(function):
         raise ValueError(f"{name!r} must name a function of {module_name}, got none of this name")
     return function  # type: ignore[no-any-return]
+
+
+def strategy(name: str) -> Strategy:
+    """One of our strategies, or `package.module:function` for a user's, called as `function(round, budget, options)`.
+
+    Raises:
+        ValueError: there is no such strategy; or, when it is called, it does not return budget distinct rows.
+    """
+    if not is_plugin(name):
+        return strategies.get(name)
+    function = load_function(name)
+
+    def choose(round: Round, budget: int, options: Any) -> Picked:
+        picked = function(round, budget, options)
+        _check_picked(picked, f"strategy {name}", budget, len(round))
+        return picked  # type: ignore[no-any-return]
+
+    return choose
+
+
+def _check_picked(picked: object, who: str, budget: int, m: int) -> None:
+    if not isinstance(picked, Picked):
+        raise ValueError(f"{who} must return a dm2_fast.Picked(indices, scores), got {type(picked).__name__}")
+    rows, scores = picked.indices, picked.scores
+    if not isinstance(rows, Tensor) or rows.dtype != torch.int64 or rows.shape != (budget,):
+        got = f"{rows.dtype} of shape {tuple(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
+        raise ValueError(f"{who} must choose {budget} rows as an int64 tensor of shape ({budget},), got {got}")
+    outside = rows[(rows < 0) | (rows >= m)]
+    if len(outside):
+        raise ValueError(f"{who} must choose rows of the pool, 0 to {m - 1}, got {outside[0].item()}")
+    repeated = torch.nonzero(torch.bincount(rows) > 1)
+    if len(repeated):
+        raise ValueError(f"{who} must choose distinct rows, got row {repeated[0].item()} more than once")
+    if scores is not None and (not isinstance(scores, Tensor) or scores.shape != (m,)):
+        got = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(f"{who} must return None or a score for each of the {m} rows, got {got}")
