@@ -19,7 +19,10 @@ from dm2_fast.experiment.training import Evaluation
 from dm2_fast.mixing import mix, recipe
 from dm2_fast.strategies import Round
 
-STAGES = ("train", "evaluate", "logits", "features", "neighbours", "mixed", "choose", "perturb")
+STAGES = (
+    "train", "evaluate", "logits", "features", "labelled", "dropout", "noise",
+    "neighbours", "mixed", "choose", "perturb",
+)  # fmt: skip
 ROUND_COLUMNS = ("round", "labelled", "accuracy", "accuracy_fgsm", "loss", "epsilon", *(f"seconds_{s}" for s in STAGES))
 SELECTED_COLUMNS = ("round", "order", "row", "score", "label")
 
