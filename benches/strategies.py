@@ -30,6 +30,7 @@ from dm2_fast.scoring import ForwardPass
 from dm2_fast.strategies import Round
 
 OWN_PASSES = ("mixed", "noise")
+WITH_DROPOUT = ("bald", "entropy-bayesian")
 TARGETS = dict.fromkeys(("random", "least-confidence", "entropy", "margin", "bald", "entropy-bayesian"), 1)
 TARGETS |= dict.fromkeys(("coreset", "badge"), 20)
 TARGETS |= dict.fromkeys(("prob-cover", "alpha-mix", "noise-stability", "uncertain-gcn", "core-gcn"), 60)
@@ -43,8 +44,8 @@ def synthetic(rows: int, features: int) -> Tensor:
     return ((groups + 0.7 * torch.randn(rows, 32, generator=generator)) @ basis).relu_()
 
 
-def make_round(x: Tensor, classes: int, labelled: int, passes: int) -> Round:
-    """A round whose features are x, with all that strategies share computed."""
+def make_round(name: str, x: Tensor, classes: int, labelled: int, passes: int) -> Round:
+    """A round whose features are x, with what the strategy shares with others computed."""
     generator = torch.Generator().manual_seed(1)
     model = nn.Sequential(nn.Dropout(0.25), nn.Linear(x.shape[1], classes))
     with torch.no_grad():
@@ -56,7 +57,9 @@ def make_round(x: Tensor, classes: int, labelled: int, passes: int) -> Round:
         known = (x[pairs[0]] + x[pairs[1]]) / 2
         labels = model.eval()(known).argmax(1)
     round = Round(ForwardPass(model, x), labelled=known, labels=labels)
-    _ = round.features, round.logits, round.head, round.labelled_features, round.dropout(passes)
+    _ = round.features, round.logits, round.head, round.labelled_features
+    if name in WITH_DROPOUT:
+        round.dropout(passes)
     return round
 
 
@@ -76,8 +79,8 @@ def measure(name: str, args: argparse.Namespace, send: Connection) -> None:
     torch.set_num_threads(args.num_threads)
     x = load(args)
     options, choose = options_of(name, args.passes), strategies.get(name)
-    choose(make_round(x[:2000].clone(), args.classes, 100, args.passes), 10, options)
-    round = make_round(x, args.classes, args.labelled, args.passes)
+    choose(make_round(name, x[:2000].clone(), args.classes, 100, args.passes), 10, options)
+    round = make_round(name, x, args.classes, args.labelled, args.passes)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before, times = _memory("VmRSS"), []
     for _ in range(args.repeats):

@@ -65,30 +65,42 @@ def dropout_tail(model: nn.Module, batch: Tensor) -> nn.Sequential | None:
     """Find the end of a model in eval mode that dropout can change, if it is no more than dropout and a linear layer.
 
     Returns:
-        The two layers, if the only call of a dropout layer makes the input of the linear layer that makes the logits:
+        The two layers, if the first call of a dropout layer makes the input of the linear layer that makes the logits:
         the passes then differ in these two only. None if dropout acts elsewhere.
 
     Raises:
         ValueError: no dropout layer with p > 0 takes part in the forward pass.
     """
-    dropped: list[tuple[nn.Module, Tensor]] = []
-    linear: list[tuple[nn.Module, Tensor, Tensor]] = []
+    dropped: list[tuple[nn.Module, _Value]] = []
+    linear: list[tuple[nn.Module, _Value, _Value]] = []
     with ExitStack() as hooks:
         for layer in _active(model):
-            hook = layer.register_forward_hook(lambda layer, _, output: dropped.append((layer, output)))
+            hook = layer.register_forward_hook(lambda layer, _, output: dropped.append((layer, _Value(output))))
             hooks.callback(hook.remove)
         for layer in (layer for layer in model.modules() if isinstance(layer, nn.Linear)):
-            hook = layer.register_forward_hook(lambda layer, inputs, output: linear.append((layer, inputs[0], output)))
+            hook = layer.register_forward_hook(
+                lambda layer, inputs, output: linear.append((layer, _Value(inputs[0]), _Value(output)))
+            )
             hooks.callback(hook.remove)
-        logits = model(batch)
+        logits = _Value(model(batch))
     if not dropped:
         raise ValueError(
             "model must have a dropout layer (nn.Dropout or one of its kin, p > 0) for this strategy, got none"
         )
     for layer, x, output in linear:
-        if output is logits and x.ndim == 2 and len(dropped) == 1 and x is dropped[0][1]:
+        if output.same(logits) and x.same(dropped[0][1]) and x.tensor.ndim == 2:
             return nn.Sequential(dropped[0][0], layer)
     return None
+
+
+class _Value:
+    """A tensor as it is now: in eval mode dropout hands on its input, which an operation in place can change later."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.version = tensor, tensor._version
+
+    def same(self, other: "_Value") -> bool:
+        return self.tensor is other.tensor and self.version == other.version
 
 
 def _active(model: nn.Module) -> list[nn.Module]:

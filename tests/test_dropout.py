@@ -157,6 +157,33 @@ def test_where_dropout_only_stands_before_the_head_the_rest_runs_once(shallow: O
     assert torch.equal(entropy, expected_entropy)
 
 
+class Scaled(OnlyBeforeHead):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).mul_(0.5)
+
+
+class ChangedAfterDropout(OnlyBeforeHead):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).sub_(1))
+
+
+class TwoHeads(OnlyBeforeHead):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x)
+        return self.head(x) + self.head(x.flip(1))
+
+
+@pytest.mark.parametrize("kind", [Scaled, ChangedAfterDropout, TwoHeads])
+def test_what_comes_between_dropout_and_logits_is_not_skipped(kind: type, pool: Tensor) -> None:
+    torch.manual_seed(0)
+    net = trained(kind())
+    mean, entropy = round_of(net, pool, head="head").dropout(PASSES)
+    with sampled_dropout(net, 7, 3) as use:
+        expected_mean, expected_entropy = ForwardPass(net, pool, batch_size=8).softmax_moments(PASSES, use)
+    assert torch.equal(mean, expected_mean)
+    assert torch.equal(entropy, expected_entropy)
+
+
 def test_a_head_that_the_caller_names_elsewhere_is_no_reason_for_other_passes(
     shallow: OnlyBeforeHead, pool: Tensor
 ) -> None:
