@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from dm2_fast import draws, strategies
 from dm2_fast.scoring import ForwardPass
 from dm2_fast.strategies import AlphaMixConfig, Round
-from dm2_fast.strategies.alpha_mix import anchors, flipping_caps
+from dm2_fast.strategies.alpha_mix import _candidates, anchors, flipping_caps
 
 choose = strategies.get("alpha-mix")
 
@@ -161,15 +161,25 @@ def test_all_candidates_are_taken_where_the_last_cap_finds_no_more_than_the_budg
 
 
 def test_fewer_distinct_candidates_than_clusters_are_filled_up_with_candidates() -> None:
-    head, x, labelled = linear(3, 6), normal(5, 6, 1).repeat(8, 1), 50 * normal(6, 6, 2)
-    state = round_of(head, x, labelled, torch.arange(6) % 3)
-    caps = flipping_caps(state.features, state.logits, head.weight, anchors(labelled, state.labels, 3))
-    candidates = set(torch.nonzero(caps < 1)[:, 0].tolist())
-    assert len(candidates) == 40
-    picked = choose(state, 12, AlphaMixConfig(1.0)).indices.tolist()
+    head, rows, labelled = linear(3, 6), normal(200, 6, 1), normal(6, 6, 2)
+    labels = torch.arange(6) % 3
+    caps = flipping_caps(rows, head(rows).detach(), head.weight, anchors(labelled, labels, 3))
+    never, flipping = rows[caps > 1.01][:10], rows[caps < 0.99][:5]
+    assert len(never) == 10
+    x = torch.cat([flipping.repeat(4, 1), never, flipping.repeat(4, 1)])
+    picked = choose(round_of(head, x, labelled, labels), 12, AlphaMixConfig(1.0)).indices.tolist()
+    assert sorted(picked[:5]) == [0, 1, 2, 3, 4]  # of equal rows the lowest
     assert len(set(picked)) == 12
-    assert len({row % 5 for row in picked[:5]}) == 5
-    assert max(picked[:5]) < 5  # of equal rows the lowest
+    assert all(row < 20 or row >= 30 for row in picked)
+
+
+def test_the_cap_grows_until_more_than_budget_rows_flip() -> None:
+    caps = torch.tensor([0.25, 0.05, torch.inf, 0.15, 0.05, 0.95], dtype=torch.float64)
+    assert _candidates(caps, 1, 0.1).tolist() == [1, 4]
+    assert _candidates(caps, 2, 0.1).tolist() == [1, 3, 4]  # two flip at 0.1, which is not more than two
+    assert _candidates(caps, 4, 0.1).tolist() == [0, 1, 3, 4, 5]
+    assert _candidates(caps, 5, 0.1).tolist() == [0, 1, 3, 4, 5]
+    assert _candidates(caps, 6, 0.1).tolist() == [0, 1, 3, 4, 5]
 
 
 def test_budget_m_chooses_every_row_once() -> None:
