@@ -1,6 +1,6 @@
 """Forward passes over a pool: features and logits (Eq. 3), and the uncertainty of mixed samples (Eqs. 8-10)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
@@ -240,6 +240,33 @@ class ForwardPass:
         """
         with evaluating(self.model):
             return torch.cat([self.uncertainty(self._logits(*b), kind) for b in self._batches("mixed", recipe)])
+
+    def softmax_moments(self, passes: int, use: Callable[[int], None]) -> tuple[Tensor, Tensor]:
+        """Run the model itself several times, and return the mean of the softmax p and the mean entropy of p.
+
+        Specifically, with p[t] the softmax of pass t, this computes `p.mean(0)` (m, C) and
+        `torch.special.entr(p).sum(2).mean(0)` (m,), both float64, without storing p. The pool is read once.
+
+        Args:
+            passes: Passes over each batch.
+            use: Called with the pass's number before each.
+        """
+        means, entropies = [], []
+        with evaluating(self.model):
+            for start, keep, batch in self._batches("passes", None):
+                mean = entropy = torch.zeros((), dtype=torch.float64)
+                for number in range(passes):
+                    use(number)
+                    p = self._logits(start, keep, batch).double().softmax(1)
+                    mean = mean + p / passes
+                    entropy = entropy + torch.special.entr(p).sum(1) / passes
+                means.append(mean)
+                entropies.append(entropy)
+        return torch.cat(means), torch.cat(entropies)
+
+    def first_batch(self) -> Tensor:
+        """The first batch of the pool, as the model takes it."""
+        return next(self._batches("first", None))[2]
 
     def uncertainty(self, logits: Tensor, kind: Uncertainty) -> Tensor:
         """`uncertainty` with the backend and threads of this pass."""

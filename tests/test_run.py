@@ -20,6 +20,8 @@ QUICK = RunConfig(
     initial=12, budget=6, rounds=2, pool=120, test=80, dm2=DM2Config(k=3), training=TrainingConfig(epochs=4)
 )
 
+WITHOUT_SCORES = ("alpha-mix", "noise-stability")
+
 
 def table(file: Path) -> list[dict[str, str]]:
     with file.open() as lines:
@@ -46,7 +48,10 @@ def test_a_run_labels_trains_and_leaves_its_files(strategy: str, tmp_path: Path)
         assert float(line["accuracy_fgsm"]) == pytest.approx(entry.evaluation.accuracy_fgsm, abs=1e-6)
         assert float(line["loss"]) == pytest.approx(entry.evaluation.loss, abs=1e-6)
         assert float(line["seconds_train"]) > 0
-    selecting = {"dm2": "features", "dm2-at": "features", "random": "train"}.get(strategy, "logits")
+    selecting = {
+        "random": "train", "least-confidence": "logits", "entropy": "logits", "margin": "logits", "bald": "dropout",
+        "entropy-bayesian": "dropout", "noise-stability": "noise",
+    }.get(strategy, "features")  # fmt: skip
     assert [bool(line[f"seconds_{selecting}"]) for line in rounds[:2]] == [True, True]
     assert [line["epsilon"] for line in rounds] == (["", "0.015686", "0.015686"] if strategy == "dm2-at" else [""] * 3)
 
@@ -57,8 +62,9 @@ def test_a_run_labels_trains_and_leaves_its_files(strategy: str, tmp_path: Path)
     assert [int(line["label"]) for line in selected] == data.y[rows].tolist()
     assert [line["round"] for line in selected] == ["0"] * 12 + ["1"] * 6 + ["2"] * 6
     assert [line["order"] for line in selected] == [str(i) for n in (12, 6, 6) for i in range(n)]
-    scores = [float(line["score"]) for line in selected[12:18]]
+    scores = [float(line["score"]) for line in selected[12:18] if line["score"]]
     assert scores == sorted(scores, reverse=True)
+    assert len(scores) == (0 if strategy in WITHOUT_SCORES else 6)
     assert torch.equal(torch.cat(result.chosen), torch.tensor(rows))
 
     assert len(lines) == 5

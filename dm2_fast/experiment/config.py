@@ -10,6 +10,7 @@ from typing import Any, Literal
 from dm2_fast import strategies
 from dm2_fast.acquire import DM2Config
 from dm2_fast.experiment import data, models, npz, plugins
+from dm2_fast.strategies import AlphaMixConfig, BALDConfig, EntropyBayesianConfig, NoiseStabilityConfig
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,10 @@ class RunConfig:
         eval_epsilon: FGSM step of the reported accuracy under FGSM, in units of the [0, 1] pixel range.
         eval_batch_size: Samples per forward pass of evaluation and selection.
         output: Folder to write; null for one below runs/ that is named after the configuration.
+        bald: Acquisition of bald.
+        entropy_bayesian: Acquisition of entropy-bayesian.
+        alpha_mix: Acquisition of alpha-mix.
+        noise_stability: Acquisition of noise-stability.
         dm2: Acquisition of dm2 and dm2-at.
         adversarial: Adversarial training of dm2-at.
         training: Training recipe.
@@ -110,6 +115,10 @@ class RunConfig:
     eval_epsilon: float = 4 / 255
     eval_batch_size: int = 256
     output: Path | None = None
+    bald: BALDConfig = field(default_factory=BALDConfig)
+    entropy_bayesian: EntropyBayesianConfig = field(default_factory=EntropyBayesianConfig)
+    alpha_mix: AlphaMixConfig = field(default_factory=AlphaMixConfig)
+    noise_stability: NoiseStabilityConfig = field(default_factory=NoiseStabilityConfig)
     dm2: DM2Config = field(default_factory=DM2Config)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)

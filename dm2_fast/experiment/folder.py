@@ -22,7 +22,10 @@ from dm2_fast.experiment.sheet import draw_chosen
 from dm2_fast.experiment.state import RoundResult, State
 from dm2_fast.strategies import Round
 
-STAGES = ("train", "evaluate", "logits", "features", "neighbours", "mixed", "choose", "perturb")
+STAGES = (
+    "train", "evaluate", "logits", "features", "labelled", "dropout", "noise",
+    "neighbours", "mixed", "choose", "perturb",
+)  # fmt: skip
 ROUND_COLUMNS = ("round", "labelled", "accuracy", "accuracy_fgsm", "loss", "epsilon", *(f"seconds_{s}" for s in STAGES))
 SELECTED_COLUMNS = ("round", "order", "row", "score", "label")
 

@@ -8,10 +8,34 @@ from collections.abc import Callable
 from typing import Any
 
 from dm2_fast.acquire import Picked
-from dm2_fast.strategies import dm2, dm2_at, entropy, least_confidence, margin, random
+from dm2_fast.strategies import (
+    alpha_mix,
+    bald,
+    dm2,
+    dm2_at,
+    entropy,
+    entropy_bayesian,
+    least_confidence,
+    margin,
+    noise_stability,
+    random,
+)
+from dm2_fast.strategies.alpha_mix import AlphaMixConfig
+from dm2_fast.strategies.bald import BALDConfig
+from dm2_fast.strategies.entropy_bayesian import EntropyBayesianConfig
+from dm2_fast.strategies.noise_stability import NoiseStabilityConfig
 from dm2_fast.strategies.round import Round
 
-__all__ = ["Round", "Strategy", "get", "names"]
+__all__ = [
+    "AlphaMixConfig",
+    "BALDConfig",
+    "EntropyBayesianConfig",
+    "NoiseStabilityConfig",
+    "Round",
+    "Strategy",
+    "get",
+    "names",
+]
 
 Strategy = Callable[[Round, int, Any], Picked]
 
@@ -20,6 +44,10 @@ _STRATEGIES: dict[str, Strategy] = {
     "least-confidence": least_confidence.choose,
     "entropy": entropy.choose,
     "margin": margin.choose,
+    "bald": bald.choose,
+    "entropy-bayesian": entropy_bayesian.choose,
+    "alpha-mix": alpha_mix.choose,
+    "noise-stability": noise_stability.choose,
     "dm2": dm2.choose,
     "dm2-at": dm2_at.choose,
 }

@@ -1,15 +1,16 @@
 """What a strategy may look at, computed once per round and shared."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from dm2_fast.acquire import Picked, check_budget, check_row_ids, highest, stage
 from dm2_fast.arrays import ArrayLike
-from dm2_fast.scoring import ForwardPass, Uncertainty, model_device
+from dm2_fast.dropout import dropout_tail, sampled_dropout
+from dm2_fast.scoring import ForwardPass, Uncertainty, evaluating, find_head, model_device
 
 
 @dataclass
@@ -34,6 +35,7 @@ class Round:
     labelled: ArrayLike | None = None
     labels: Tensor | None = None
     seconds: dict[str, float] = field(default_factory=dict, init=False)
+    _dropout: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.forward.inputs)
@@ -57,6 +59,12 @@ class Round:
             return self.forward.logits()
 
     @cached_property
+    def head(self) -> nn.Module:
+        """The module whose input the features are."""
+        with evaluating(self.forward.model):
+            return find_head(self.forward.model, self.forward.first_batch(), self.forward.head)
+
+    @cached_property
     def labelled_features(self) -> Tensor:
         """Features of the labelled set, (n, d).
 
@@ -67,6 +75,28 @@ class Round:
             raise ValueError("labelled must hold at least one sample for this strategy, got none")
         with stage(self.seconds, "labelled", model_device(self.forward.model)):
             return self.forward.over(self.labelled).features_and_logits()[0]
+
+    def dropout(self, passes: int) -> tuple[Tensor, Tensor]:
+        """Mean of the softmax p (m, C) and mean entropy of p (m,) over passes with dropout on, both float64.
+
+        See `dm2_fast.dropout.sampled_dropout` for what a pass is. Where dropout only stands before the head, the passes
+        start from the features.
+
+        Raises:
+            ValueError: the model runs no dropout layer.
+        """
+        if passes not in self._dropout:
+            forward = self.forward
+            with evaluating(forward.model):
+                tail = dropout_tail(forward.model, forward.first_batch())
+            if tail is not None and tail[1] is self.head:
+                forward = replace(forward, model=tail, inputs=self.features, normalize=None, head=None)
+            with (
+                stage(self.seconds, "dropout", model_device(forward.model)),
+                sampled_dropout(forward.model, self.seed, self.round) as use,
+            ):
+                self._dropout[passes] = forward.softmax_moments(passes, use)
+        return self._dropout[passes]
 
     def most_uncertain(self, budget: int, kind: Uncertainty) -> Picked:
         """Choose the budget most uncertain unmixed samples, ties to the lower row."""

@@ -1,0 +1,149 @@
+"""Alpha-Mix: diverse samples whose prediction flips when labelled features are mixed in (Parvaneh et al. 2022)."""
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dm2_fast import draws
+from dm2_fast.acquire import Picked, check_budget, stage
+from dm2_fast.scoring import model_device
+from dm2_fast.strategies.round import Round
+
+_BLOCK = 1 << 20  # elements of the features that are in float64 at once
+
+
+@dataclass(frozen=True)
+class AlphaMixConfig:
+    """Options of alpha-mix.
+
+    Args:
+        cap_step: The cap on alpha grows by this much until more than budget samples change their prediction.
+        iterations: Most iterations of k-means.
+    """
+
+    cap_step: float = 0.03125
+    iterations: int = 20
+
+    def __post_init__(self) -> None:
+        if not 0 < self.cap_step <= 1:
+            raise ValueError(f"cap_step must be in (0, 1], got {self.cap_step}")
+        if self.iterations < 1:
+            raise ValueError(f"iterations must be at least 1, got {self.iterations}")
+
+
+def choose(round: Round, budget: int, options: AlphaMixConfig | None = None) -> Picked:
+    """Choose, among the rows that mixing with an anchor can flip, the one nearest to each of budget k-means centres.
+
+    An anchor is the mean feature vector of a class's labelled samples. The candidates are the rows that flip (see
+    `flipping_caps`) at the smallest multiple of cap_step at which more than budget do; the first multiple from 1 on is
+    the last. k-means runs on all their L2-normalised features: scikit-learn's, one start (n_init=1), from centres that
+    k-means++ finds among 3 * budget of them drawn at random, as its MiniBatchKMeans does; to search all would take
+    longer than all iterations. Where clusters are empty or candidates too few, rows drawn at random fill up, candidates
+    first.
+
+    Raises:
+        ValueError: there is no labelled set, or the head is not linear.
+    """
+    options = options or AlphaMixConfig()
+    check_budget(budget, len(round))
+    if not isinstance(round.head, nn.Linear):
+        raise ValueError(f"head must be a linear layer for alpha-mix, got {type(round.head).__name__}")
+    if round.labels is None:
+        raise ValueError("labels must hold the classes of the labelled set for this strategy, got none")
+    features, logits, labelled = round.features, round.logits, round.labelled_features
+    seconds: dict[str, float] = {}
+    with stage(seconds, "choose", model_device(round.forward.model)):
+        centres = anchors(labelled, round.labels, logits.shape[1])
+        caps = flipping_caps(features, logits, round.head.weight, centres)
+        candidates = _candidates(caps.cpu(), budget, options.cap_step)
+        order = torch.from_numpy(draws.uniform(round.seed, round.round, round.ids, "clusters"))
+        seed = int(draws.generator(round.seed, round.round, "clusters").integers(2**32))
+        sample = order[candidates].argsort(stable=True)[: 3 * budget]
+        picks = candidates[_nearest_to_centres(features[candidates], sample, budget, options.iterations, seed)]
+        order[candidates] -= 1
+        order[picks] = torch.inf
+        fill = order.argsort(stable=True)[: budget - len(picks)]
+    return Picked(torch.cat([picks, fill]).to(features.device), None, seconds=seconds)
+
+
+def anchors(labelled: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """The mean of each class's labelled features, (C, d) float64; a class without any has the mean of all."""
+    x, labels = labelled.double(), labels.to(labelled.device)
+    members = F.one_hot(labels, classes).double()
+    counts = members.sum(0)[:, None]
+    return torch.where(counts > 0, members.T @ x / counts.clamp(min=1), x.mean(0))
+
+
+def flipping_caps(features: Tensor, logits: Tensor, weight: Tensor, anchors: Tensor) -> Tensor:
+    """The cap on alpha from which on each row's prediction flips, (m,) float64; infinite where it never does.
+
+    The closed form of the paper mixes u = features[i] with anchor a into `(1 - alpha) * u + alpha * a`, where
+        alpha = cap / sqrt(d) * (a - u).norm() / g.norm() * g / (a - u)
+    and g is the gradient in u of the cross-entropy of u's own prediction y. So the mixture is u, moved along g by
+    cap / sqrt(d) * (a - u).norm(), and the farthest anchor moves it most. A linear head's logits change linearly on the
+    way: the prediction flips where the first of the other classes overtakes y. One pass so serves all caps and anchors.
+
+    Args:
+        features, logits: (m, d) and (m, C) of the pool.
+        weight: (C, d) of the linear head.
+        anchors: (C, d).
+    """
+    centred = weight.detach().double()
+    centred = centred - centred.mean(0)  # the gradient's coefficients sum to 0: the common part only costs digits
+    gram = centred @ centred.T
+    size = max(1, _BLOCK // max(features.shape[1], len(weight)))
+    caps = torch.cat(
+        [
+            _flip_distance(y.double(), gram) / torch.cdist(u.double(), anchors.double()).amax(1)
+            for u, y in zip(torch.split(features, size), torch.split(logits, size), strict=True)
+        ]
+    )
+    return (math.sqrt(features.shape[1]) * caps).nan_to_num(nan=torch.inf, posinf=torch.inf)
+
+
+def _flip_distance(logits: Tensor, gram: Tensor) -> Tensor:
+    """How far features move along the gradient of the loss before another class overtakes the predicted one."""
+    top, predicted = logits.max(1, keepdim=True)
+    others = logits.scatter(1, predicted, -torch.inf)
+    # p - onehot, up to a factor that keeps it from underflowing for confident rows
+    r = (others - others.amax(1, keepdim=True)).exp()
+    r.scatter_(1, predicted, -r.sum(1, keepdim=True))
+    slopes = r @ gram
+    length = (r * slopes).sum(1, keepdim=True).clamp(min=0).sqrt()
+    approach = (slopes - slopes.gather(1, predicted)) / length
+    gap = (top - logits).masked_fill((approach > 0).logical_not(), torch.inf)
+    gap.scatter_(1, predicted, torch.inf)
+    return (gap / approach.clamp(min=torch.finfo(approach.dtype).tiny)).amin(1)
+
+
+def _candidates(caps: Tensor, budget: int, step: float) -> Tensor:
+    """The rows that flip at the smallest multiple of step at which more than budget do; at most the first from 1 on."""
+    limits = step * torch.arange(1, math.ceil(1 / step) + 1, dtype=caps.dtype)
+    needed = caps.kthvalue(budget + 1).values if budget < len(caps) else torch.inf
+    enough = limits[limits > needed]
+    return torch.nonzero(caps < (enough if len(enough) else limits[-1:])[0])[:, 0]
+
+
+def _nearest_to_centres(features: Tensor, sample: Tensor, budget: int, iterations: int, seed: int) -> Tensor:
+    """The row of each of budget k-means clusters that is nearest to its centre, ties to the lower row."""
+    from sklearn.cluster import KMeans, kmeans_plusplus
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    n = len(features)
+    if n <= budget:
+        return torch.arange(n)
+    x = F.normalize(features.float()).cpu().numpy()
+    with warnings.catch_warnings(), threadpool_limits(1):  # sums by several threads would depend on their number
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than clusters
+        centres, _ = kmeans_plusplus(x[sample.numpy()], budget, random_state=seed)
+        means = KMeans(budget, init=centres, n_init=1, max_iter=iterations).fit(x)
+    x -= means.cluster_centers_[means.labels_]
+    distances = np.square(x, out=x).sum(1)
+    order = np.lexsort((distances, means.labels_))
+    return torch.from_numpy(order[np.unique(means.labels_[order], return_index=True)[1]])

@@ -1,0 +1,41 @@
+"""BALD: the samples on which networks drawn by dropout disagree (Houlsby et al. 2011; Gal et al. 2017)."""
+
+from dataclasses import dataclass
+
+import torch
+
+from dm2_fast.acquire import Picked, check_budget, highest, stage
+from dm2_fast.scoring import model_device
+from dm2_fast.strategies.round import Round
+
+
+@dataclass(frozen=True)
+class BALDConfig:
+    """Options of bald.
+
+    Args:
+        passes: Forward passes with dropout on.
+    """
+
+    passes: int = 30
+
+    def __post_init__(self) -> None:
+        if self.passes < 1:
+            raise ValueError(f"passes must be at least 1, got {self.passes}")
+
+
+def choose(round: Round, budget: int, options: BALDConfig | None = None) -> Picked:
+    """Choose the budget rows with the largest mutual information of prediction and network.
+
+    Specifically, with p[t] the softmax of pass t, the score is `entropy(p.mean(0)) - entropy(p).mean(0)`.
+
+    Raises:
+        ValueError: the model runs no dropout layer.
+    """
+    check_budget(budget, len(round))
+    mean, entropy = round.dropout((options or BALDConfig()).passes)
+    seconds: dict[str, float] = {}
+    with stage(seconds, "choose", model_device(round.forward.model)):
+        scores = torch.special.entr(mean).sum(1) - entropy
+        indices = highest(scores, budget)
+    return Picked(indices, scores, seconds=seconds)

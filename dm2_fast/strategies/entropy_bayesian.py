@@ -1,0 +1,51 @@
+"""EntropyBayesian: the samples with the highest entropy under dropout (Gal et al. 2017)."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from dm2_fast.acquire import Picked, check_budget, highest, stage
+from dm2_fast.scoring import model_device
+from dm2_fast.strategies.round import Round
+
+
+@dataclass(frozen=True)
+class EntropyBayesianConfig:
+    """Options of entropy-bayesian.
+
+    Args:
+        passes: Forward passes with dropout on.
+        reading: predictive = entropy of the mean softmax; expected = mean of the passes' entropies.
+    """
+
+    passes: int = 30
+    reading: Literal["predictive", "expected"] = "predictive"
+
+    def __post_init__(self) -> None:
+        if self.passes < 1:
+            raise ValueError(f"passes must be at least 1, got {self.passes}")
+        readings = get_args(EntropyBayesianConfig.__annotations__["reading"])
+        if self.reading not in readings:
+            raise ValueError(f"reading must be one of {', '.join(readings)}, got {self.reading!r}")
+
+
+def choose(round: Round, budget: int, options: EntropyBayesianConfig | None = None) -> Picked:
+    """Choose the budget rows with the highest entropy under dropout.
+
+    Specifically, with p[t] the softmax of pass t, the score is `entropy(p.mean(0))` (predictive) or
+    `entropy(p).mean(0)` (expected). The first is the default: it is the whole uncertainty of the Bayesian prediction.
+    The second, which some published code computes, leaves out what the networks disagree about (the score of BALD):
+    what a label would teach.
+
+    Raises:
+        ValueError: the model runs no dropout layer.
+    """
+    options = options or EntropyBayesianConfig()
+    check_budget(budget, len(round))
+    mean, entropy = round.dropout(options.passes)
+    seconds: dict[str, float] = {}
+    with stage(seconds, "choose", model_device(round.forward.model)):
+        scores = torch.special.entr(mean).sum(1) if options.reading == "predictive" else entropy
+        indices = highest(scores, budget)
+    return Picked(indices, scores, seconds=seconds)
