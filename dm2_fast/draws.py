@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # The position is part of the key: only append.
-PURPOSES = ("order", "neighbour", "lam", "pool", "test", "initial", "held-out")
+PURPOSES = ("order", "neighbour", "lam", "pool", "test", "initial", "held-out", "seeding", "clusters", "graph")
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

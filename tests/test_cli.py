@@ -95,7 +95,8 @@ def test_help_names_every_option_with_its_choices(capsys: pytest.CaptureFixture[
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     for part in (
-        "--data-dir PATH", "--download", "--strategy {random,least-confidence,entropy,margin,dm2,dm2-at}",
+        "--data-dir PATH", "--download", "--strategy {random,least-confidence,entropy,margin,",
+        "--prob-cover.radius X|{purity}",
         "--dm2.metric {literal,rms,l1,l2}", "--adversarial.epsilon X|{search}", "--training.weight-decay X",
     ):  # fmt: skip
         assert part in text

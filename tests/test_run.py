@@ -45,7 +45,8 @@ def test_a_run_labels_trains_and_leaves_its_files(strategy: str, tmp_path: Path)
         assert float(line["accuracy_fgsm"]) == pytest.approx(entry.evaluation.accuracy_fgsm, abs=1e-6)
         assert float(line["loss"]) == pytest.approx(entry.evaluation.loss, abs=1e-6)
         assert float(line["seconds_train"]) > 0
-    selecting = {"dm2": "features", "dm2-at": "features", "random": "train"}.get(strategy, "logits")
+    scored = ("least-confidence", "entropy", "margin")
+    selecting = "logits" if strategy in scored else "train" if strategy == "random" else "features"
     assert [bool(line[f"seconds_{selecting}"]) for line in rounds[:2]] == [True, True]
     assert [line["epsilon"] for line in rounds] == (["", "0.015686", "0.015686"] if strategy == "dm2-at" else [""] * 3)
 
@@ -56,8 +57,9 @@ def test_a_run_labels_trains_and_leaves_its_files(strategy: str, tmp_path: Path)
     assert [int(line["label"]) for line in selected] == data.y[rows].tolist()
     assert [line["round"] for line in selected] == ["0"] * 12 + ["1"] * 6 + ["2"] * 6
     assert [line["order"] for line in selected] == [str(i) for n in (12, 6, 6) for i in range(n)]
-    scores = [float(line["score"]) for line in selected[12:18]]
+    scores = [float(line["score"]) for line in selected[12:18] if line["score"]]
     assert scores == sorted(scores, reverse=True)
+    assert len(scores) == (0 if strategy in ("coreset", "core-gcn", "badge", "prob-cover") else 6)
     assert torch.equal(torch.cat(result.chosen), torch.tensor(rows))
 
     assert len(lines) == 5
@@ -210,7 +212,7 @@ def test_threads_are_given_back(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"dataset": "svhn"}, "dataset must be one of digits, mnist, fashion-mnist, cifar10, got 'svhn'"),
-        ({"strategy": "badge"}, "strategy must be one of random, .*, got 'badge'"),
+        ({"strategy": "bait"}, "strategy must be one of random, .*, got 'bait'"),
         ({"model": "resnet"}, "model must be one of cnn, mobilenet, got 'resnet'"),
         ({"initial": 1}, "initial must be at least 2, got 1"),
         ({"budget": 0}, "budget must be at least 1, got 0"),

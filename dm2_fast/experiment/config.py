@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from dm2_fast import strategies
 from dm2_fast.acquire import DM2Config
 from dm2_fast.experiment import models
+from dm2_fast.strategies import CoreGCNConfig, ProbCoverConfig, UncertainGCNConfig
 
 Dataset = Literal["digits", "mnist", "fashion-mnist", "cifar10"]
 
@@ -83,6 +84,9 @@ class RunConfig:
         eval_batch_size: Samples per forward pass of evaluation and selection.
         output: Folder to write; null for one below runs/ that is named after the configuration.
         dm2: Acquisition of dm2 and dm2-at.
+        uncertain_gcn: Acquisition of uncertain-gcn.
+        core_gcn: Acquisition of core-gcn.
+        prob_cover: Acquisition of prob-cover.
         adversarial: Adversarial training of dm2-at.
         training: Training recipe.
     """
@@ -104,6 +108,9 @@ class RunConfig:
     eval_batch_size: int = 256
     output: Path | None = None
     dm2: DM2Config = field(default_factory=DM2Config)
+    uncertain_gcn: UncertainGCNConfig = field(default_factory=UncertainGCNConfig)
+    core_gcn: CoreGCNConfig = field(default_factory=CoreGCNConfig)
+    prob_cover: ProbCoverConfig = field(default_factory=ProbCoverConfig)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 

@@ -8,10 +8,25 @@ from collections.abc import Callable
 from typing import Any
 
 from dm2_fast.acquire import Picked
-from dm2_fast.strategies import dm2, dm2_at, entropy, least_confidence, margin, random
+from dm2_fast.strategies import (
+    badge,
+    core_gcn,
+    coreset,
+    dm2,
+    dm2_at,
+    entropy,
+    least_confidence,
+    margin,
+    prob_cover,
+    random,
+    uncertain_gcn,
+)
+from dm2_fast.strategies.core_gcn import CoreGCNConfig
+from dm2_fast.strategies.prob_cover import ProbCoverConfig
 from dm2_fast.strategies.round import Round
+from dm2_fast.strategies.uncertain_gcn import UncertainGCNConfig
 
-__all__ = ["Round", "Strategy", "get", "names"]
+__all__ = ["CoreGCNConfig", "ProbCoverConfig", "Round", "Strategy", "UncertainGCNConfig", "get", "names"]
 
 Strategy = Callable[[Round, int, Any], Picked]
 
@@ -20,6 +35,11 @@ _STRATEGIES: dict[str, Strategy] = {
     "least-confidence": least_confidence.choose,
     "entropy": entropy.choose,
     "margin": margin.choose,
+    "coreset": coreset.choose,
+    "uncertain-gcn": uncertain_gcn.choose,
+    "core-gcn": core_gcn.choose,
+    "badge": badge.choose,
+    "prob-cover": prob_cover.choose,
     "dm2": dm2.choose,
     "dm2-at": dm2_at.choose,
 }
