@@ -10,6 +10,7 @@
 
 #include "confidence.hpp"
 #include "mix.hpp"
+#include "nearest.hpp"
 #include "search.hpp"
 
 namespace py = pybind11;
@@ -163,6 +164,18 @@ void pairwise(const Strided<T>& queries, const Array<T>& query_scale, const Stri
     dm2::pairwise<T>(q, x, static_cast<T>(w1), static_cast<T>(w2), data, num_threads);
 }
 
+template <class T>
+void lower_to_nearest(const Strided<T>& rows, const Strided<T>& points, Array<T>& distances, int num_threads) {
+    const std::ptrdiff_t stride = row_stride(rows), point_stride = row_stride(points);
+    const std::ptrdiff_t n = rows.shape(0), count = points.shape(0), d = rows.shape(1);
+    require(points.shape(1) == d, "rows and points must have the same dimension");
+    require(distances.ndim() == 1 && distances.size() == n, "distances must have one value per row");
+    const T *x = rows.data(), *y = points.data();
+    T* data = distances.mutable_data();
+    py::gil_scoped_release release;
+    dm2::lower_to_nearest<T>(x, n, stride, y, count, point_stride, d, data, num_threads);
+}
+
 template <class In, class Out>
 void mix(const Strided<In>& inputs, const Array<std::int64_t>& indices, const Array<Out>& coefficients,
          const Array<Out>& mean, const Array<Out>& std_, std::ptrdiff_t channel_stride, Array<Out>& out,
@@ -214,6 +227,9 @@ void define_distances(py::module_& module) {
                py::arg("rows").noconvert(), py::arg("row_scale").noconvert(), py::arg("out").noconvert(),
                py::arg("w1"), py::arg("w2"), py::kw_only(), py::arg("num_threads"),
                "Write the distance of every query to every row into out.");
+    module.def("lower_to_nearest", &lower_to_nearest<T>, py::arg("rows").noconvert(), py::arg("points").noconvert(),
+               py::arg("distances").noconvert(), py::kw_only(), py::arg("num_threads"),
+               "Lower the squared distance of each row to that of its nearest point, in place.");
     module.def("uncertainty", &uncertainty<T>, py::arg("logits").noconvert(), py::arg("kind"),
                py::arg("out").noconvert(), py::kw_only(), py::arg("num_threads"),
                "Write the uncertainty of each row of logits into out.");

@@ -119,3 +119,10 @@ def mix(
 def uncertainty(logits: Tensor, kind: str, out: Tensor, *, num_threads: int | None = None) -> None:
     """`reference.uncertainty`, in one pass."""
     _C.uncertainty(_float(logits).numpy(), kind, out.numpy(), num_threads=num_threads or torch.get_num_threads())
+
+
+def lower_to_nearest(x: Tensor, points: Tensor, distances: Tensor, *, num_threads: int | None = None) -> None:
+    """`reference.lower_to_nearest`, with the fixed summation order of csrc/distance.hpp."""
+    _C.lower_to_nearest(
+        _float(x).numpy(), _float(points).numpy(), distances.numpy(), num_threads=num_threads or torch.get_num_threads()
+    )

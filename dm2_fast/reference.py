@@ -96,3 +96,16 @@ def uncertainty(logits: Tensor, kind: str, out: Tensor) -> None:
         out.copy_(torch.log1p(others) - moment / (1 + others))
     else:
         out.copy_(torch.expm1(ordered[:, 1]) / (1 + others))
+
+
+def lower_to_nearest(x: Tensor, points: Tensor, distances: Tensor) -> None:
+    """Lower distances (m,) to `(x[:, None] - points).square().sum(-1).amin(1)` where that is less, in place.
+
+    Rows whose distance is 0 or less stay as they are.
+    """
+    x = x.to(distances.dtype)
+    for point in points.to(distances.dtype):
+        for i in range(0, len(x), max(1, _TILE // x.shape[1])):
+            part = slice(i, i + max(1, _TILE // x.shape[1]))
+            found = (x[part] - point).square().sum(1)
+            distances[part] = torch.where(distances[part] > 0, found.minimum(distances[part]), distances[part])

@@ -112,6 +112,7 @@ def test_help_names_every_option_with_its_choices(capsys: pytest.CaptureFixture[
         "--data-dir PATH", "--download", "--strategy {random,least-confidence,entropy,margin,bald,",
         "--noise-stability.noise {module,global}", "--entropy-bayesian.reading {predictive,expected}",
         "--dataset {digits,mnist,fashion-mnist,cifar10,svhn}|FILE.npz", "--seeds N,N,...",
+        "--prob-cover.radius X|{purity}",
         "--dm2.metric {literal,rms,l1,l2}", "--adversarial.epsilon X|{search}", "--training.weight-decay X",
     ):  # fmt: skip
         assert part in text

@@ -20,7 +20,7 @@ QUICK = RunConfig(
     initial=12, budget=6, rounds=2, pool=120, test=80, dm2=DM2Config(k=3), training=TrainingConfig(epochs=4)
 )
 
-WITHOUT_SCORES = ("alpha-mix", "noise-stability")
+WITHOUT_SCORES = ("coreset", "core-gcn", "badge", "prob-cover", "alpha-mix", "noise-stability")
 
 
 def table(file: Path) -> list[dict[str, str]]:
@@ -219,7 +219,7 @@ def test_threads_are_given_back(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"dataset": "imagenet"}, "dataset must be one of digits, .*, svhn or a file.npz, got 'imagenet'"),
-        ({"strategy": "badge"}, "strategy must be one of random, .*, got 'badge'"),
+        ({"strategy": "bait"}, "strategy must be one of random, .*, got 'bait'"),
         ({"model": "resnet"}, "model must be one of cnn, .* or package.module:function, got 'resnet'"),
         ({"initial": 1}, "initial must be at least 2, got 1"),
         ({"budget": 0}, "budget must be at least 1, got 0"),

@@ -10,7 +10,15 @@ from typing import Any, Literal
 from dm2_fast import strategies
 from dm2_fast.acquire import DM2Config
 from dm2_fast.experiment import data, models, npz, plugins
-from dm2_fast.strategies import AlphaMixConfig, BALDConfig, EntropyBayesianConfig, NoiseStabilityConfig
+from dm2_fast.strategies import (
+    AlphaMixConfig,
+    BALDConfig,
+    CoreGCNConfig,
+    EntropyBayesianConfig,
+    NoiseStabilityConfig,
+    ProbCoverConfig,
+    UncertainGCNConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,9 @@ class RunConfig:
         alpha_mix: Acquisition of alpha-mix.
         noise_stability: Acquisition of noise-stability.
         dm2: Acquisition of dm2 and dm2-at.
+        uncertain_gcn: Acquisition of uncertain-gcn.
+        core_gcn: Acquisition of core-gcn.
+        prob_cover: Acquisition of prob-cover.
         adversarial: Adversarial training of dm2-at.
         training: Training recipe.
     """
@@ -120,6 +131,9 @@ class RunConfig:
     alpha_mix: AlphaMixConfig = field(default_factory=AlphaMixConfig)
     noise_stability: NoiseStabilityConfig = field(default_factory=NoiseStabilityConfig)
     dm2: DM2Config = field(default_factory=DM2Config)
+    uncertain_gcn: UncertainGCNConfig = field(default_factory=UncertainGCNConfig)
+    core_gcn: CoreGCNConfig = field(default_factory=CoreGCNConfig)
+    prob_cover: ProbCoverConfig = field(default_factory=ProbCoverConfig)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 

@@ -10,7 +10,10 @@ from typing import Any
 from dm2_fast.acquire import Picked
 from dm2_fast.strategies import (
     alpha_mix,
+    badge,
     bald,
+    core_gcn,
+    coreset,
     dm2,
     dm2_at,
     entropy,
@@ -18,21 +21,29 @@ from dm2_fast.strategies import (
     least_confidence,
     margin,
     noise_stability,
+    prob_cover,
     random,
+    uncertain_gcn,
 )
 from dm2_fast.strategies.alpha_mix import AlphaMixConfig
 from dm2_fast.strategies.bald import BALDConfig
+from dm2_fast.strategies.core_gcn import CoreGCNConfig
 from dm2_fast.strategies.entropy_bayesian import EntropyBayesianConfig
 from dm2_fast.strategies.noise_stability import NoiseStabilityConfig
+from dm2_fast.strategies.prob_cover import ProbCoverConfig
 from dm2_fast.strategies.round import Round
+from dm2_fast.strategies.uncertain_gcn import UncertainGCNConfig
 
 __all__ = [
     "AlphaMixConfig",
     "BALDConfig",
+    "CoreGCNConfig",
     "EntropyBayesianConfig",
     "NoiseStabilityConfig",
+    "ProbCoverConfig",
     "Round",
     "Strategy",
+    "UncertainGCNConfig",
     "get",
     "names",
 ]
@@ -46,6 +57,11 @@ _STRATEGIES: dict[str, Strategy] = {
     "margin": margin.choose,
     "bald": bald.choose,
     "entropy-bayesian": entropy_bayesian.choose,
+    "coreset": coreset.choose,
+    "uncertain-gcn": uncertain_gcn.choose,
+    "core-gcn": core_gcn.choose,
+    "badge": badge.choose,
+    "prob-cover": prob_cover.choose,
     "alpha-mix": alpha_mix.choose,
     "noise-stability": noise_stability.choose,
     "dm2": dm2.choose,

@@ -1,0 +1,38 @@
+"""CoreGCN: k-center greedy on the hidden features of a graph network (Caramalau et al. 2021)."""
+
+from dataclasses import dataclass
+
+from dm2_fast.acquire import Picked, check_budget, stage
+from dm2_fast.scoring import model_device
+from dm2_fast.strategies.graph_network import label_scores
+from dm2_fast.strategies.k_center import k_center_greedy, nearest_squared
+from dm2_fast.strategies.round import Round
+
+
+@dataclass(frozen=True)
+class CoreGCNConfig:
+    """Options of core-gcn; the default is the authors'.
+
+    Args:
+        lam: Weight of the unlabelled nodes in the loss of the graph network.
+    """
+
+    lam: float = 1.2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lam < float("inf"):
+            raise ValueError(f"lam must be positive and finite, got {self.lam}")
+
+
+def choose(round: Round, budget: int, options: CoreGCNConfig | None = None) -> Picked:
+    """Choose budget rows, each the farthest, by hidden features, from all labelled or chosen; no score of their own."""
+    options = options or CoreGCNConfig()
+    check_budget(budget, len(round))
+    features, labelled = round.features, round.labelled_features
+    threads = round.forward.num_threads
+    seconds: dict[str, float] = {}
+    with stage(seconds, "choose", model_device(round.forward.model)):
+        _, hidden = label_scores(features, labelled, options.lam, round.seed, round.round, threads)
+        pool, centres = hidden[: len(round)], hidden[len(round) :]
+        indices = k_center_greedy(pool, budget, nearest_squared(pool, centres, threads), threads)
+    return Picked(indices, None, seconds=seconds)

@@ -1,0 +1,40 @@
+"""UncertainGCN: the rows that a graph network can tell from the labelled ones least (Caramalau et al. 2021)."""
+
+from dataclasses import dataclass
+
+from dm2_fast.acquire import Picked, check_budget, highest, stage
+from dm2_fast.scoring import model_device
+from dm2_fast.strategies.graph_network import label_scores
+from dm2_fast.strategies.round import Round
+
+
+@dataclass(frozen=True)
+class UncertainGCNConfig:
+    """Options of uncertain-gcn; the defaults are the authors'.
+
+    Args:
+        lam: Weight of the unlabelled nodes in the loss of the graph network.
+        margin: Choose the rows whose score, the probability of being labelled, is nearest to this, in [0, 1].
+    """
+
+    lam: float = 1.2
+    margin: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lam < float("inf"):
+            raise ValueError(f"lam must be positive and finite, got {self.lam}")
+        if not 0 <= self.margin <= 1:
+            raise ValueError(f"margin must be in [0, 1], got {self.margin}")
+
+
+def choose(round: Round, budget: int, options: UncertainGCNConfig | None = None) -> Picked:
+    """Choose the rows with the highest scores `-abs(s - margin)`, s from `label_scores`, ties to the lower row."""
+    options = options or UncertainGCNConfig()
+    check_budget(budget, len(round))
+    features, labelled = round.features, round.labelled_features
+    seconds: dict[str, float] = {}
+    with stage(seconds, "choose", model_device(round.forward.model)):
+        s, _ = label_scores(features, labelled, options.lam, round.seed, round.round, round.forward.num_threads)
+        scores = -(s[: len(round)] - options.margin).abs()
+        indices = highest(scores, budget)
+    return Picked(indices, scores, seconds=seconds)
