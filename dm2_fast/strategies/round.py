@@ -76,4 +76,4 @@ class Round:
         with stage(seconds, "choose", model_device(self.forward.model)):
             scores = self.forward.uncertainty(logits, kind)
             indices = highest(scores, budget)
-        return Picked(indices, scores, seconds=seconds)
+        return Picked(indices, scores, seconds=seconds, prepared=self.forward.prepared().note)
