@@ -3,15 +3,17 @@
     python benches/acquisition.py [--data-dir DIR] [--pool M] [--models NAME ...] [--repeats N]
 
 The plain one normalises the images once, runs the model in eval mode, 256 rows at a time, searches neighbours with two
-torch.cdist and topk, and mixes batch by batch. The models are trained for a few steps, so that BatchNorm has statistics.
-Medians of several runs, which take turns. Peak memory is of a process that does nothing else, images included. The picks
-must be the same, but for rows whose scores agree to 1e-5.
+torch.cdist and topk, and mixes batch by batch. The models are trained for a few steps first, so that BatchNorm has
+statistics. Seconds are medians of several runs, which take turns; the preparation is part of the features. Peak memory
+is what a run in a fresh process takes beyond model and images. The picks must be the same but for ties to 1e-5.
 """
 
 import argparse
+import itertools
 import multiprocessing
 import resource
 import statistics
+import threading
 import time
 from pathlib import Path
 
@@ -56,6 +58,9 @@ def normalized(x: Tensor) -> Tensor:
 def trained(name: str, x: Tensor, y: Tensor, steps: int = 8) -> nn.Module:
     torch.manual_seed(0)
     model = build(name)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # statistics of all steps, where a moving average would need more of them
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     for rows in torch.arange(steps * 64).remainder(len(x)).split(64):
         optimizer.zero_grad()
@@ -99,17 +104,33 @@ def plain(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, dict[str, float]
         clock.append(time.perf_counter())
         indices = scores.topk(BUDGET).indices
         clock.append(time.perf_counter())
-    return scores, indices, dict(zip(STAGES, (b - a for a, b in zip(clock, clock[1:], strict=False)), strict=True))
+    return scores, indices, dict(zip(STAGES, (b - a for a, b in itertools.pairwise(clock)), strict=True))
 
 
 METHODS = {"dm2_fast": ours, "plain": plain}
 
 
-def peak(method: str, name: str, args: argparse.Namespace, send) -> None:
-    """Send the peak memory of one run after the images and the model have been made."""
-    x, y = images(args.data_dir, args.pool)
-    METHODS[method](trained(name, x, y), x)
-    send.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
+def resident() -> float:
+    """Memory of this process, MB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
+def peak(method: str, model: nn.Module, args: argparse.Namespace, send) -> None:
+    """Send the peak memory of one run beyond what lies there before it, MB."""
+    x, _ = images(args.data_dir, args.pool)
+    METHODS[method](model, x[:256])  # start threads
+    before, highest, stop = resident(), [0.0], threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.005):
+            highest[0] = max(highest[0], resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    METHODS[method](model, x)
+    stop.set()
+    watcher.join()
+    send.send(highest[0] - before)
 
 
 def same(first: Tensor, second: Tensor, scores: Tensor) -> bool:
@@ -140,6 +161,8 @@ def main() -> None:
                 runs[method].append(seconds)
             if not same(chosen["dm2_fast"][0], chosen["plain"][0], chosen["plain"][1]):
                 raise SystemExit(f"{name}: the picks differ")
+            if chosen["plain"][1].std() < 1e-3:
+                raise SystemExit(f"{name}: the scores do not tell the rows apart")
         start = time.perf_counter()
         forward = dm2_fast.scoring.ForwardPass(model, x, NORMALIZE)
         forward.prepared()
@@ -147,7 +170,7 @@ def main() -> None:
         totals = {method: statistics.median(sum(run.values()) for run in runs[method]) for method in METHODS}
         for method in METHODS:
             receive, send = context.Pipe(duplex=False)
-            process = context.Process(target=peak, args=(method, name, args, send))
+            process = context.Process(target=peak, args=(method, model, args, send))
             process.start()
             memory = receive.recv()
             process.join()
