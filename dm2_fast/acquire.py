@@ -63,6 +63,7 @@ class Picked:
         neighbours: (m, k) int64 neighbours of every row, nearest first; None for strategies without neighbours.
         distances: (m, k) distances to them; None likewise.
         seconds: Wall time of each stage.
+        prepared: How the model was prepared for inference, or "off" and why it was not; None where no model ran.
     """
 
     indices: Tensor
@@ -70,6 +71,7 @@ class Picked:
     neighbours: Tensor | None = None
     distances: Tensor | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    prepared: str | None = None
 
 
 def select(
@@ -87,6 +89,8 @@ def select(
     backend: str = "auto",
     num_threads: int | None = None,
     progress: bool = False,
+    prepare: Literal["auto", "off"] = "auto",
+    autocast: torch.dtype | None = None,
 ) -> Picked:
     """Choose the next samples to label with DM2 (Algorithm 1, lines 8-20; Eqs. 3-11).
 
@@ -109,8 +113,12 @@ def select(
             row_ids (m,) defaults to 0, 1, 2, ...
         head: The module whose input is the feature vector f, or its dotted name; None for the last linear layer
             executed whose output is the logits.
-        batch_size: Rows per forward pass; the last batch is padded.
+        batch_size: The most rows per forward pass; the last batch is padded, and one for which there is not enough
+            memory is halved, with a warning.
         backend, num_threads, progress: As in `dm2_fast.knn`.
+        prepare: "auto" runs a copy of the model that is prepared for inference, if its logits are those of the model
+            to 1e-4 of the largest; "off" runs the model as it is. `Picked.prepared` says what was done.
+        autocast: torch.float16 or torch.bfloat16, to run the model under `torch.autocast`.
 
     Returns:
         What was chosen; every row of the pool has a score. With one row only, nothing is mixed.
@@ -121,7 +129,7 @@ def select(
         TypeError: inputs are neither uint8 nor floating point, or the model returns no tensor.
         RuntimeError: a forced backend cannot run.
     """
-    forward = ForwardPass(model, inputs, normalize, head, batch_size, backend, num_threads, progress)
+    forward = ForwardPass(model, inputs, normalize, head, batch_size, backend, num_threads, progress, prepare, autocast)
     config = config or DM2Config()
     m = len(inputs)
     check_budget(budget, m, config.offset)
@@ -167,7 +175,7 @@ def choose_mixed(
         scores = forward.mixed_uncertainty(mixture, config.score)
     with stage(seconds, "choose", device):
         indices = highest(scores, budget, config.offset)
-    return Picked(indices, scores, neighbours, distances, seconds)
+    return Picked(indices, scores, neighbours, distances, seconds, forward.prepared().note)
 
 
 def highest(scores: Tensor, budget: int, offset: int = 0) -> Tensor:

@@ -1,9 +1,14 @@
 """Forward passes over a pool: features and logits (Eq. 3), and the uncertainty of mixed samples (Eqs. 8-10)."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias, get_args
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from threading import RLock
+from typing import Literal, TypeAlias, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -13,8 +18,11 @@ from tqdm import tqdm
 from dm2_fast import backends
 from dm2_fast.arrays import ArrayLike, as_tensor, name_rows
 from dm2_fast.mixing import Normalize, Recipe, mix
+from dm2_fast.prepare import Prepared, plain, prepare
 
 Uncertainty: TypeAlias = Literal["least-confidence", "entropy", "margin"]
+
+Step = TypeVar("Step")
 
 _CHECKED_ELEMENTS = 2**19  # at a time, so that looking for NaN takes no memory to speak of
 
@@ -133,21 +141,38 @@ def find_head(model: nn.Module, batch: Tensor, head: str | nn.Module | None = No
     )
 
 
+@dataclass
+class _Shared:
+    """What the passes of one round share: the prepared model, the state of the model then, and a head found later."""
+
+    lock: AbstractContextManager[object] = field(default_factory=RLock)
+    tensors: list[Tensor] = field(default_factory=list)
+    state: object = None
+    prepared: Prepared | None = None
+    head: nn.Module | None = None
+
+
 @dataclass(frozen=True)
 class ForwardPass:
     """How a pool runs through a model. The model, its mode, its BatchNorm statistics and the random state come back
     untouched, and the result of a row does not depend on the rows beside it: all batches have one shape.
+
+    What runs is a copy of the model, prepared for inference when the first pass begins (see `dm2_fast.prepare`), and
+    prepared anew when the model's parameters or buffers have been changed since (other than through `.data`).
 
     Args:
         model: Returns (n, C) logits for a batch of n samples.
         inputs: The pool, (m, ...), as in `dm2_fast.mix`.
         normalize: (mean, std) per channel, applied after scaling uint8 to [0, 1] and after mixing.
         head: The module whose input is the feature vector, or its dotted name; None to find it (see `find_head`).
-        batch_size: Rows per forward pass.
+        batch_size: The most rows per forward pass; a prepared model takes fewer at a time on a CPU, and a batch for
+            which there is not enough memory is halved, with a warning.
         backend, num_threads, progress: As in `dm2_fast.knn`.
+        prepare: "auto", or "off" to run the model as it is.
+        autocast: torch.float16 or torch.bfloat16, to run the model under `torch.autocast`.
 
     Raises:
-        ValueError: the pool is empty or batch_size < 1.
+        ValueError: the pool is empty, batch_size < 1, or prepare or autocast is none of the above.
     """
 
     model: nn.Module
@@ -158,16 +183,27 @@ class ForwardPass:
     backend: str = "auto"
     num_threads: int | None = None
     progress: bool = False
+    prepare: Literal["auto", "off"] = "auto"
+    autocast: torch.dtype | None = None
+    _shared: _Shared = field(default_factory=_Shared, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.inputs.shape) < 2 or 0 in self.inputs.shape:
             raise ValueError(f"inputs must be a non-empty (m, ...) pool, got shape {tuple(self.inputs.shape)}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.prepare not in ("auto", "off"):
+            raise ValueError(f"prepare must be 'auto' or 'off', got {self.prepare!r}")
+        if self.autocast not in (None, torch.float16, torch.bfloat16):
+            raise ValueError(f"autocast must be None, torch.float16 or torch.bfloat16, got {self.autocast!r}")
 
     def over(self, inputs: ArrayLike) -> "ForwardPass":
-        """The same pass over other inputs."""
+        """The same pass over other inputs, through the same prepared model."""
         return replace(self, inputs=inputs)
+
+    def through(self, model: nn.Module) -> "ForwardPass":
+        """The same pass through another model, prepared for itself."""
+        return replace(self, model=model, head=None, _shared=_Shared())
 
     def features_and_logits(self) -> tuple[Tensor, Tensor]:
         """Return the features f (m, d), Eq. 3: the input of the head, flattened; and the logits (m, C).
@@ -180,30 +216,8 @@ class ForwardPass:
         own = self._inputs_as_features()
         if own is not None:
             return own, self.logits()
-        features: list[Tensor] = []
-        logits: list[Tensor] = []
-        captured: list[Tensor] = []
-        hook = None
-        with evaluating(self.model):
-            try:
-                for start, keep, batch in self._batches("features", None):
-                    if hook is None:
-                        head = find_head(self.model, batch, self.head)
-                        hook = head.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0].flatten(1)))
-                    captured.clear()
-                    out = self._logits(start, keep, batch)
-                    if not captured or len(captured[-1]) != len(batch):
-                        raise ValueError(
-                            f"head must see one row per sample, got {[tuple(f.shape) for f in captured]} "
-                            f"for {len(batch)} samples"
-                        )
-                    _check_finite("features", captured[-1][:keep], start)
-                    features.append(captured[-1][:keep].clone())
-                    logits.append(out)
-            finally:
-                if hook is not None:
-                    hook.remove()
-        return torch.cat(features), torch.cat(logits)
+        parts = self._run("features", None, features=True)
+        return torch.cat([features for features, _ in parts]), torch.cat([logits for _, logits in parts])
 
     def _inputs_as_features(self) -> Tensor | None:
         """The inputs, where a forward pass would only copy them: a linear model that takes them as they are; else None.
@@ -229,8 +243,7 @@ class ForwardPass:
         Raises:
             ValueError, TypeError: the model does not return finite (n, C) logits.
         """
-        with evaluating(self.model):
-            return torch.cat([self._logits(*batch) for batch in self._batches("logits", None)])
+        return torch.cat([logits for _, logits in self._run("logits", None)])
 
     def mixed_uncertainty(self, recipe: Recipe, kind: Uncertainty = "least-confidence") -> Tensor:
         """Mix every row by the recipe and return the uncertainty (m,) of the mixtures, Eqs. 7-10.
@@ -238,8 +251,7 @@ class ForwardPass:
         Raises:
             ValueError, TypeError: the model does not return finite (n, C) logits.
         """
-        with evaluating(self.model):
-            return torch.cat([self.uncertainty(self._logits(*b), kind) for b in self._batches("mixed", recipe)])
+        return self.uncertainty(torch.cat([logits for _, logits in self._run("mixed", recipe)]), kind)
 
     def softmax_moments(self, passes: int, use: Callable[[int], None]) -> tuple[Tensor, Tensor]:
         """Run the model itself several times, and return the mean of the softmax p and the mean entropy of p.
@@ -252,46 +264,148 @@ class ForwardPass:
             use: Called with the pass's number before each.
         """
         means, entropies = [], []
+        itself, m, size = Prepared("off", plain(self.model, None)), len(self.inputs), self.batch_size
         with evaluating(self.model):
-            for start, keep, batch in self._batches("passes", None):
+            for start in self._bar(range(0, m, size), "passes", -(-m // size)):
+                batch, keep = self._batch(None, start, size, self.num_threads), min(size, m - start)
                 mean = entropy = torch.zeros((), dtype=torch.float64)
                 for number in range(passes):
                     use(number)
-                    p = self._logits(start, keep, batch).double().softmax(1)
+                    p = self._outputs(itself, batch, False, start, keep)[1].double().softmax(1)
                     mean = mean + p / passes
                     entropy = entropy + torch.special.entr(p).sum(1) / passes
                 means.append(mean)
                 entropies.append(entropy)
         return torch.cat(means), torch.cat(entropies)
 
-    def first_batch(self) -> Tensor:
-        """The first batch of the pool, as the model takes it."""
-        return next(self._batches("first", None))[2]
+    def first_rows(self) -> Tensor:
+        """A batch of the first two rows (one, of a batch_size of one), as the model takes it."""
+        return self._batch(None, 0, min(2, self.batch_size))
 
     def uncertainty(self, logits: Tensor, kind: Uncertainty) -> Tensor:
         """`uncertainty` with the backend and threads of this pass."""
         return uncertainty(logits, kind, backend=self.backend, num_threads=self.num_threads)
 
-    def _logits(self, start: int, keep: int, batch: Tensor) -> Tensor:
-        logits = check_logits(self.model(batch))
-        if len(logits) != len(batch):
-            raise ValueError(f"model must return one row per sample, got {len(logits)} rows for {len(batch)} samples")
+    def prepared(self) -> Prepared:
+        """What runs in place of the model (see `dm2_fast.prepare`); its note says what was done, or why nothing was."""
+        if self.prepare == "off":
+            return Prepared("off", plain(self.model, None))
+        autocast, tensors = self._autocast(), [*self.model.parameters(), *self.model.buffers()]
+        state = autocast, [(id(t), 0 if t.is_inference() else t._version) for t in tensors]
+        with self._shared.lock, evaluating(self.model), _threads_of_torch(1):
+            if self._shared.prepared is None or self._shared.state != state:
+                head = None
+                with suppress(Exception):  # a model without a head has logits; one that cannot run says so when it runs
+                    head = find_head(self.model, self.first_rows(), self.head)
+                batch = partial(self._batch, None, 0)
+                self._shared.prepared = prepare(self.model, head, batch, self.batch_size, pack=autocast is None)
+                self._shared.state, self._shared.tensors = state, tensors  # kept, so that no id is used again
+            return self._shared.prepared
+
+    def _autocast(self) -> torch.dtype | None:
+        """The dtype of autocast: ours, or that of the caller, which does not reach other threads by itself."""
+        device = model_device(self.model).type
+        if self.autocast is None and torch.is_autocast_enabled(device):
+            return torch.get_autocast_dtype(device)
+        return self.autocast
+
+    def _run(self, name: str, recipe: Recipe | None, features: bool = False) -> list[tuple[Tensor, Tensor]]:
+        """(features, logits) of the plain or mixed pool, in parts; features are the logits where not asked for."""
+        device, autocast, m = model_device(self.model), self._autocast(), len(self.inputs)
+        engine = self.prepared()
+        if features and engine.head is None:
+            engine = Prepared(engine.note, self._features)
+        size = limit = engine.rows or self.batch_size
+        starts, shortage = range(0, m, size), ""
+
+        def contexts() -> ExitStack:  # of the thread
+            stack = ExitStack()
+            stack.enter_context(torch.no_grad())
+            if device.type == "cuda":
+                stack.enter_context(torch.cuda.device(device))
+            if autocast is not None:
+                stack.enter_context(torch.autocast(device.type, autocast))
+            return stack
+
+        def run(start: int) -> list[tuple[Tensor, Tensor]]:
+            nonlocal limit, shortage
+            parts, end = [], min(start + size, m)
+            with contexts():
+                while start < end:
+                    rows = limit
+                    try:
+                        batch = self._batch(recipe, start, rows, 1 if engine.threads else self.num_threads)
+                        parts.append(self._outputs(engine, batch, features, start, min(rows, end - start)))
+                    except (RuntimeError, MemoryError) as error:
+                        if rows == 1 or not _out_of_memory(error):
+                            raise
+                        limit, shortage = min(limit, rows // 2), _first_line(error)
+                    else:
+                        start += rows
+            return parts
+
+        with evaluating(self.model):
+            if engine.threads:
+                workers = self.num_threads or torch.get_num_threads()
+                with _threads_of_torch(1), ThreadPoolExecutor(workers) as pool:  # no operator waits for another thread
+                    try:
+                        parts = list(self._bar(pool.map(run, starts), name, len(starts)))
+                    except BaseException:
+                        pool.shutdown(wait=False, cancel_futures=True)  # what has not begun
+                        raise
+            else:
+                parts = list(self._bar(map(run, starts), name, len(starts)))
+        if limit < size:
+            warnings.warn(f"batch_size={size} is halved to {limit}: {shortage}", stacklevel=3)
+        return [part for some in parts for part in some]
+
+    def _bar(self, steps: Iterable[Step], name: str, total: int) -> Iterable[Step]:
+        bar: Iterable[Step] = tqdm(steps, name, total, leave=False, disable=None if self.progress else True)
+        return bar
+
+    def _features(self, batch: Tensor) -> tuple[Tensor | None, Tensor]:
+        """(features, logits) of a batch from the model as it is, whose head is found first."""
+        if self._shared.head is None:
+            self._shared.head = find_head(self.model, batch, self.head)
+        return plain(self.model, self._shared.head)(batch)
+
+    def _outputs(self, engine: Prepared, batch: Tensor, wanted: bool, start: int, keep: int) -> tuple[Tensor, Tensor]:
+        """Checked (features, logits) of a batch, of which the first keep rows count: those from start on."""
+        size = len(batch)
+        try:
+            features, returned = engine.run(batch)
+        except Exception as error:
+            if sys.version_info >= (3, 11):
+                error.add_note(
+                    f"model ran on rows {start} to {start + keep - 1}, a batch of shape {tuple(batch.shape)}"
+                )
+            raise
+        logits = check_logits(returned)
+        if len(logits) != size:
+            raise ValueError(f"model must return one row per sample, got {len(logits)} rows for {size} samples")
         _check_finite("logits", logits[:keep].amax(1, keepdim=True), start)
-        return logits[:keep].clone()
+        if not wanted:
+            features = logits
+        elif features is None or len(features) != size:
+            shape = None if features is None else tuple(features.shape)
+            raise ValueError(f"head must see one row per sample, got {shape} for {size} samples")
+        else:
+            _check_finite("features", features[:keep], start)
+        return features[:keep].clone(), logits[:keep].clone()
 
-    def _batches(self, name: str, recipe: Recipe | None) -> Iterator[tuple[int, int, Tensor]]:
-        """Yield (first row, rows that count, batch) of the plain or mixed pool, as the model takes it.
+    def _batch(self, recipe: Recipe | None, start: int, size: int, num_threads: int | None = None) -> Tensor:
+        """Size rows of the plain or mixed pool from start on, as the model takes them.
 
-        The last batch is filled with copies of the last row: a batch of another shape may round differently.
+        What lies behind the pool's end is filled with copies of the last row: a batch of another shape may round
+        differently.
         """
-        device, dtype = model_device(self.model), model_dtype(self.model)
-        m, size = len(self.inputs), self.batch_size
-        for start in tqdm(range(0, m, size), desc=name, leave=False, disable=None if self.progress else True):
-            rows = torch.arange(start, start + size).clamp(max=m - 1)
-            neighbours, lam, weights = torch.empty(size, 0, dtype=torch.int64), torch.tensor(1.0), None
-            if recipe is not None:
-                neighbours, lam = recipe.indices[rows].cpu(), recipe.lam[rows].cpu()
-                weights = None if recipe.weights is None else recipe.weights[rows].cpu()
+        rows = torch.arange(start, start + size).clamp(max=len(self.inputs) - 1)
+        neighbours, lam, weights = torch.empty(size, 0, dtype=torch.int64), torch.tensor(1.0), None
+        if recipe is not None:
+            neighbours, lam = recipe.indices[rows].cpu(), recipe.lam[rows].cpu()
+            weights = None if recipe.weights is None else recipe.weights[rows].cpu()
+        in_memory = isinstance(self.inputs, (Tensor, np.ndarray))
+        with nullcontext() if in_memory else self._shared.lock:  # other pools need not bear to be read by two threads
             batch = mix(
                 self.inputs,
                 neighbours,
@@ -300,9 +414,29 @@ class ForwardPass:
                 rows=rows,
                 normalize=self.normalize,
                 backend=self.backend,
-                num_threads=self.num_threads,
+                num_threads=num_threads,
             )
-            yield start, min(size, m - start), batch.to(device, dtype)
+        return batch.to(model_device(self.model), model_dtype(self.model))
+
+
+@contextmanager
+def _threads_of_torch(number: int) -> Iterator[None]:
+    """Threads that an operator of torch uses, when called from this thread or from one that is yet to start."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    cpu = ("can't allocate memory", "not enough memory")  # of torch's allocator on Linux and on Windows
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in cpu)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _check_finite(name: str, values: Tensor, start: int) -> None:

@@ -532,7 +532,9 @@ def test_memory_does_not_grow_with_the_features() -> None:
 
 def test_the_readme_s_commands_choose_from_the_example_s_files(capsys: pytest.CaptureFixture[str]) -> None:
     section = (ROOT / "README.md").read_text().split("## Your own data")[1].split("\n## ")[0]
-    example, *commands = [line.split() for line in section.splitlines() if re.match(r"    (python|dm2-fast) ", line)]
+    example, *commands = [
+        line.split() for line in section.splitlines() if re.match(r"    (python|dm2-fast select) ", line)
+    ]
     assert len(commands) == 2
     Path("examples").mkdir()
     Path(example[1]).write_text((ROOT / example[1]).read_text())

@@ -155,9 +155,10 @@ def evaluate(
     progress: bool = False,
 ) -> Evaluation:
     """Test the model on clean images and on images perturbed by FGSM with the true label."""
-    logits = ForwardPass(model, x, normalize, batch_size=batch_size, progress=progress).logits().cpu()
+    forward = ForwardPass(model, x, normalize, batch_size=batch_size, progress=progress)
+    logits = forward.logits().cpu()
     x_adv = fgsm(model, x, y, epsilon, normalize=normalize, batch_size=batch_size, progress=progress)
-    attacked = ForwardPass(model, x_adv, normalize, batch_size=batch_size, progress=progress).logits().cpu()
+    attacked = forward.over(x_adv).logits().cpu()
     return Evaluation(
         accuracy=(logits.argmax(1) == y).double().mean().item(),
         accuracy_fgsm=(attacked.argmax(1) == y).double().mean().item(),

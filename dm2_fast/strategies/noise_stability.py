@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -79,7 +79,7 @@ def deviations(forward: ForwardPass, options: NoiseStabilityConfig, seed: int = 
     originals = [weight.detach().clone() for weight in weights]
 
     def softmax() -> Tensor:
-        return replace(forward, model=model, head=None).logits().softmax(1)
+        return forward.through(model).logits().softmax(1)
 
     with _no_tf32():
         p = softmax()

@@ -62,7 +62,7 @@ class Round:
     def head(self) -> nn.Module:
         """The module whose input the features are."""
         with evaluating(self.forward.model):
-            return find_head(self.forward.model, self.forward.first_batch(), self.forward.head)
+            return find_head(self.forward.model, self.forward.first_rows(), self.forward.head)
 
     @cached_property
     def labelled_features(self) -> Tensor:
@@ -88,9 +88,9 @@ class Round:
         if passes not in self._dropout:
             forward = self.forward
             with evaluating(forward.model):
-                tail = dropout_tail(forward.model, forward.first_batch())
+                tail = dropout_tail(forward.model, forward.first_rows())
             if tail is not None and tail[1] is self.head:
-                forward = replace(forward, model=tail, inputs=self.features, normalize=None, head=None)
+                forward = replace(forward.through(tail), inputs=self.features, normalize=None)
             with (
                 stage(self.seconds, "dropout", model_device(forward.model)),
                 sampled_dropout(forward.model, self.seed, self.round) as use,
@@ -106,4 +106,4 @@ class Round:
         with stage(seconds, "choose", model_device(self.forward.model)):
             scores = self.forward.uncertainty(logits, kind)
             indices = highest(scores, budget)
-        return Picked(indices, scores, seconds=seconds)
+        return Picked(indices, scores, seconds=seconds, prepared=self.forward.prepared().note)
