@@ -17,6 +17,7 @@ from dm2_fast.experiment import RunConfig, SelectConfig, data, models, run, sele
 from dm2_fast.experiment.info import InfoConfig, info
 from dm2_fast.experiment.report import ReportConfig, write_report
 from dm2_fast.experiment.sweep import SweepConfig, sweep
+from dm2_fast.experiment.table4 import Table4Config, table4
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
 
 
-_RESUMABLE = ("run",)
+_RESUMABLE = ("run", "bench")
 
 
 def _commands() -> dict[str, tuple[tuple[type, ...], Callable[..., None], str]]:
@@ -47,6 +48,7 @@ def _commands() -> dict[str, tuple[tuple[type, ...], Callable[..., None], str]]:
     return {
         "run": ((RunConfig, SweepConfig), _run, "Run active learning on a data set and write a folder of results."),
         "select": ((SelectConfig,), _select, "Choose the next samples to label from files of your own."),
+        "bench": ((Table4Config,), _bench, "Time one acquisition of every method: the table that the paper calls 4."),
         "report": ((ReportConfig,), _report, "Compare runs: a table and a plot of mean and standard deviation."),
         "info": ((InfoConfig,), _info, "Say what is installed, which devices, backends and data sets there are."),
     }
@@ -74,6 +76,11 @@ def _run(config: RunConfig, several: SweepConfig) -> None:
 def _select(config: SelectConfig) -> None:
     folder = select_from_files(config, echo=_echo)
     print(f"\n{folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
+
+
+def _bench(config: Table4Config) -> None:
+    folder = table4(config, echo=_echo)
+    print(f"\n{folder}: table4.md, table4.csv, table4.png, timings.csv (every single one)")
 
 
 def _report(config: ReportConfig) -> None:

@@ -1,6 +1,8 @@
 """What a run would find on this machine."""
 
+import os
 import platform
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -36,6 +38,26 @@ def info(data_dir: Path) -> list[str]:
     for title, entries in sections.items():
         lines += ["", title, *(f"  {name:<14}{what}" for name, what in entries)]
     return lines[1:]
+
+
+def machine(device: torch.device) -> list[str]:
+    """What timings depend on: the processor, the threads, the versions and the commit."""
+    model = next(
+        (line.partition(":")[2].strip() for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")),
+        platform.processor() or platform.machine(),
+    )
+    gpu = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
+    here = Path(__file__).parent
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
+    versions = [f"{name} {version}" for name, version in _versions()]
+    return [
+        f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}, instruction set {_C.isa()}",
+        ", ".join([*versions, f"commit {commit.stdout.strip() or 'unknown'}"]),
+    ]
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text().splitlines() if file.exists() else []
 
 
 def _versions() -> Iterator[tuple[str, str]]:

@@ -78,11 +78,11 @@ def _run(config: RunConfig, oracle: Oracle | None, echo: Callable[[str], None]) 
     with RunFolder.open(config) as folder:
         model, state = None, newest_state(folder.checkpoints)
         if state is not None and len(state.results) > rounds:
-            model = _load_model(folder.model, _fresh(config, data, device))
+            model = _load_model(folder.model, fresh_model(config, data, device))
             if model is None:
                 state = newest_state(folder.checkpoints, rounds)
         if state is None:
-            state = State([_shuffled(pool, config.seed, "initial")[:initial]], [None])
+            state = State([shuffled(pool, config.seed, "initial")[:initial]], [None])
         if not state.waiting:
             remove_questions(folder.path)
         candidates = "" if config.candidates is None else f", {config.candidates} candidates a round"
@@ -125,14 +125,16 @@ def _round(
         data = _with_labels(data, state)
     with stage(seconds, "train", device):
         file = TrainingFile(folder.checkpoints / "training.pt")
-        model, epsilon = train_round(lambda: _fresh(config, data, device), labelled, state.twins, data, config, r, file)
+        model, epsilon = train_round(
+            lambda: fresh_model(config, data, device), labelled, state.twins, data, config, r, file
+        )
     with stage(seconds, "evaluate", device):
         x, y = data.x_test[test], data.y_test[test]
         evaluation = evaluate(model, x, y, data.normalize, config.eval_epsilon, config.eval_batch_size, progress=True)
     if not last:
         unlabelled = pool[~torch.isin(pool, labelled)]
         if config.candidates is not None and config.candidates < len(unlabelled):
-            unlabelled = _shuffled(unlabelled, config.seed, "candidates", r + 1)[: config.candidates].sort().values
+            unlabelled = shuffled(unlabelled, config.seed, "candidates", r + 1)[: config.candidates].sort().values
         forward = ForwardPass(
             model, data.x[unlabelled], data.normalize, batch_size=config.eval_batch_size, progress=True
         )
@@ -194,7 +196,7 @@ def _line(result: RoundResult) -> str:
     )
 
 
-def _fresh(config: RunConfig, data: Data, device: torch.device) -> nn.Module:
+def fresh_model(config: RunConfig, data: Data, device: torch.device) -> nn.Module:
     """The network as it is before every training: the same weights each round."""
     channels, *size = data.x.shape[1:]
     with torch.random.fork_rng([]):
@@ -219,8 +221,9 @@ def _subset(name: str, n: int, size: int | None, seed: int) -> Tensor:
     """size rows of n, drawn at random, in rising order; all of them for None."""
     if size is not None and size > n:
         raise ValueError(f"{name} must be at most {n} for this data set, got {size}")
-    return _shuffled(torch.arange(n), seed, name)[:size].sort().values
+    return shuffled(torch.arange(n), seed, name)[:size].sort().values
 
 
-def _shuffled(rows: Tensor, seed: int, purpose: str, round: int = 0) -> Tensor:
+def shuffled(rows: Tensor, seed: int, purpose: str, round: int = 0) -> Tensor:
+    """rows in an order that each row's own draw decides."""
     return rows[torch.from_numpy(draws.uniform(seed, round, rows.numpy(), purpose)).argsort(stable=True)]

@@ -53,13 +53,16 @@ def choose(round: Round, budget: int, options: NoiseStabilityConfig | None = Non
     """
     options = options or NoiseStabilityConfig()
     check_budget(budget, len(round))
+    x = noise(round, options)
     seconds: dict[str, float] = {}
-    device = model_device(round.forward.model)
-    with stage(seconds, "noise", device):
-        x = deviations(round.forward, options, round.seed, round.round)
-    with stage(seconds, "choose", device):
+    with stage(seconds, "choose", model_device(round.forward.model)):
         indices = k_center_greedy(x, budget, x.square().sum(1), round.forward.num_threads)
     return Picked(indices, None, seconds=seconds)
+
+
+def noise(round: Round, options: NoiseStabilityConfig) -> Tensor:
+    """The `deviations` of the round's pool, computed once."""
+    return round.once("noise", options, lambda: deviations(round.forward, options, round.seed, round.round))
 
 
 def deviations(forward: ForwardPass, options: NoiseStabilityConfig, seed: int = 0, round: int = 0) -> Tensor:
@@ -86,8 +89,8 @@ def deviations(forward: ForwardPass, options: NoiseStabilityConfig, seed: int = 
         m, classes = p.shape
         x = torch.empty(m, options.passes * classes, dtype=p.dtype, device=p.device)
         for t, columns in enumerate(torch.split(x, classes, dim=1)):
-            noise = _noise(originals, options, seed, round, t)
-            for weight, original, direction in zip(weights, originals, noise, strict=True):
+            added = _noise(originals, options, seed, round, t)
+            for weight, original, direction in zip(weights, originals, added, strict=True):
                 weight.data.copy_(original + direction)
             columns.copy_((softmax() - p) / p.norm(dim=1, keepdim=True))
     return x

@@ -1,7 +1,9 @@
 """What a strategy may look at, computed once per round and shared."""
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +13,8 @@ from dm2_fast.acquire import Picked, check_budget, check_row_ids, highest, stage
 from dm2_fast.arrays import ArrayLike
 from dm2_fast.dropout import dropout_tail, sampled_dropout
 from dm2_fast.scoring import ForwardPass, Uncertainty, evaluating, find_head, model_device
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -35,7 +39,7 @@ class Round:
     labelled: ArrayLike | None = None
     labels: Tensor | None = None
     seconds: dict[str, float] = field(default_factory=dict, init=False)
-    _dropout: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
+    _kept: dict[tuple[str, Hashable], Any] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.forward.inputs)
@@ -85,18 +89,31 @@ class Round:
         Raises:
             ValueError: the model runs no dropout layer.
         """
-        if passes not in self._dropout:
-            forward = self.forward
-            with evaluating(forward.model):
-                tail = dropout_tail(forward.model, forward.first_rows())
-            if tail is not None and tail[1] is self.head:
-                forward = replace(forward.through(tail), inputs=self.features, normalize=None)
-            with (
-                stage(self.seconds, "dropout", model_device(forward.model)),
-                sampled_dropout(forward.model, self.seed, self.round) as use,
-            ):
-                self._dropout[passes] = forward.softmax_moments(passes, use)
-        return self._dropout[passes]
+        forward = self._dropout_forward
+
+        def run() -> tuple[Tensor, Tensor]:
+            with sampled_dropout(forward.model, self.seed, self.round) as use:
+                return forward.softmax_moments(passes, use)
+
+        return self.once("dropout", passes, run)
+
+    @cached_property
+    def _dropout_forward(self) -> ForwardPass:
+        """The part of the forward pass that dropout can change."""
+        forward = self.forward
+        with evaluating(forward.model):
+            tail = dropout_tail(forward.model, forward.first_rows())
+        if tail is None or tail[1] is not self.head:
+            return forward
+        return replace(forward.through(tail), inputs=self.features, normalize=None)
+
+    def once(self, name: str, key: Hashable, run: Callable[[], T]) -> T:
+        """What run returns, computed for the first caller with this name and key; its time is seconds[name]."""
+        if (name, key) not in self._kept:
+            with stage(self.seconds, name, model_device(self.forward.model)):
+                self._kept[name, key] = run()
+        result: T = self._kept[name, key]
+        return result
 
     def most_uncertain(self, budget: int, kind: Uncertainty) -> Picked:
         """Choose the budget most uncertain unmixed samples, ties to the lower row."""
