@@ -63,17 +63,20 @@ struct Side {
     const std::uint8_t* centre(std::ptrdiff_t block) const { return centres.data() + block * kCode; }
 
 private:
+    static constexpr std::ptrdiff_t kTogether = 16;  // rows read at once: a cache line, where columns are dense
+
     template <class Report, class Write>
     void encode(const Sample& sample, int num_threads, const Report& report, const Write& write) {
         parallel_blocks(
             rows.n, 256, num_threads,
             [&](std::ptrdiff_t first, std::ptrdiff_t n) {
                 Encoder encoder(sample.folds, rows.d);
-                std::vector<T> x(static_cast<std::size_t>(padded(rows.d)));
-                for (std::ptrdiff_t row = first; row < first + n; ++row) {
-                    rows.read(row, 1, x.data());
-                    encoder.read(x.data(), rows.d);
-                    write(encoder, row);
+                const std::ptrdiff_t width = padded(rows.d);
+                std::vector<T> x(static_cast<std::size_t>(kTogether * width));
+                for (std::ptrdiff_t r = 0; r < n; ++r) {
+                    if (r % kTogether == 0) rows.read(first + r, std::min(kTogether, n - r), x.data());
+                    encoder.read(&x[r % kTogether * width], rows.d);
+                    write(encoder, first + r);
                 }
             },
             report);
@@ -215,12 +218,6 @@ private:
         }
     }
 
-    void prefetch(const Rows<T>& rows, std::ptrdiff_t row) const {
-        const char* data = reinterpret_cast<const char*>(rows.data + row * rows.stride);
-        const std::ptrdiff_t bytes = std::min<std::ptrdiff_t>(rows.d * sizeof(T), 4096);
-        for (std::ptrdiff_t b = 0; b < bytes; b += 64) __builtin_prefetch(data + b);
-    }
-
     // Whether a pair that passed with this SAD at the last level still may be of use to either row.
     bool stays(std::ptrdiff_t i, std::ptrdiff_t j, std::int32_t sad) const {
         const std::size_t last = grids_.size() - 1;
@@ -235,16 +232,17 @@ private:
         pairs.reserve(kBlock);
         filter(block_i, block_j, pairs);
         const Rows<T>& rows = rows_.rows;
-        std::vector<T> x(static_cast<std::size_t>(padded(rows.d)));
+        std::vector<T> x(static_cast<std::size_t>(padded(rows.d))), y(x.size());
         std::ptrdiff_t held = -1;
         for (std::size_t c = 0; c < pairs.size(); ++c) {
-            if (c + 1 < pairs.size()) prefetch(rows, rows_.order[block_j * kBlock + pairs[c + 1].j]);
+            if (c + 1 < pairs.size()) rows.prefetch(rows_.order[block_j * kBlock + pairs[c + 1].j]);
             const std::ptrdiff_t i = block_i * kBlock + pairs[c].i, j = block_j * kBlock + pairs[c].j;
             const std::ptrdiff_t query = queries_.order[i], row = rows_.order[j];
             if (!stays(i, j, pairs[c].sad)) continue;
             if (i != held) queries_.rows.read(query, 1, x.data());
             held = i;
-            const T d = distance(x.data(), rows.data + row * rows.stride, rows.scale[row], rows.d, w1_, w2_);
+            const auto [other, factor] = rows.find(row, y.data());
+            const T d = distance(x.data(), other, factor, rows.d, w1_, w2_);
             if (queries_.ids[query] == rows_.ids[row]) continue;
             offer(i, d, rows_.ids[row]);
             if (symmetric_) offer(j, d, queries_.ids[query]);
@@ -272,7 +270,7 @@ private:
         std::partial_sort(nearest.begin(), nearest.begin() + n_blocks, nearest.end());
 
         const std::ptrdiff_t share = k / n_blocks + 2;  // of one block; one of them may be the query itself
-        std::vector<T> x(static_cast<std::size_t>(padded(rows_.rows.d))), found;
+        std::vector<T> x(static_cast<std::size_t>(padded(rows_.rows.d))), y(x.size()), found;
         for (std::ptrdiff_t p = 0; p < queries_.count(block); ++p) {
             const std::ptrdiff_t place = block * kBlock + p, query = queries_.order[place];
             queries_.rows.read(query, 1, x.data());
@@ -284,8 +282,8 @@ private:
                 for (std::ptrdiff_t r = 0; r < n; ++r) {
                     const std::ptrdiff_t row = rows_.order[j * kBlock + keys[r]];
                     if (rows_.ids[row] == queries_.ids[query]) continue;
-                    found.push_back(distance(x.data(), rows_.rows.data + row * rows_.rows.stride, rows_.rows.scale[row],
-                                             rows_.rows.d, w1_, w2_));
+                    const auto [other, factor] = rows_.rows.find(row, y.data());
+                    found.push_back(distance(x.data(), other, factor, rows_.rows.d, w1_, w2_));
                 }
             }
             T threshold = best_.worst(query);

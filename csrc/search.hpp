@@ -40,10 +40,7 @@ struct Problem {
     T w1, w2;
 
     // The queries are the rows: each pair serves both.
-    bool symmetric() const {
-        return queries.data == rows.data && queries.n == rows.n && queries.stride == rows.stride &&
-               queries.scale == rows.scale && query_ids == row_ids;
-    }
+    bool symmetric() const { return queries == rows && query_ids == row_ids; }
 };
 
 // A random sample of the rows behind `probes` random queries, and the k-th best distance of these.
