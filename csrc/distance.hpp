@@ -130,12 +130,18 @@ DM2_INLINE float as_float(std::uint32_t bits) {
     std::memcpy(&value, &bits, sizeof value);
     return value;
 }
+DM2_INLINE std::uint32_t as_bits(float value) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
 DM2_INLINE float widen(BFloat16 value) { return as_float(static_cast<std::uint32_t>(value.bits) << 16); }
 DM2_INLINE float widen(Float16 value) {
     const std::uint32_t magnitude = (value.bits & 0x7FFFu) << 13, smallest = 113u << 23;  // 2^-14
-    const float normal = as_float(magnitude + (112u << 23)), subnormal = as_float(magnitude + smallest);
-    const float size = magnitude < 1u << 23 ? subnormal - as_float(smallest) : normal;
-    return value.bits & 0x8000u ? -size : size;
+    const std::uint32_t sign = static_cast<std::uint32_t>(value.bits & 0x8000u) << 16;
+    const float subnormal = as_float(magnitude + smallest) - as_float(smallest);
+    const std::uint32_t normal = 0u - (magnitude >= 1u << 23);  // all bits; a branch would not vectorise
+    return as_float((normal & (magnitude + (112u << 23))) | (~normal & as_bits(subnormal)) | sign);
 }
 DM2_INLINE float widen(float value) { return value; }
 DM2_INLINE double widen(double value) { return value; }
@@ -196,13 +202,9 @@ struct Rows {
         }
     }
 
-    // A row for `distance`, with its last factor: in place if it can be, otherwise as it is read into `out`, with 1.
-    std::pair<const T*, T> find(std::ptrdiff_t row, T* out) const {
-        if (element == Element::same && inner == 1 && factors == 1)
-            return {static_cast<const T*>(at(row)), scale[row]};
-        read(row, 1, out);
-        return {out, T(1)};
-    }
+    // Whether `distance` can take the rows as they are.
+    bool in_place() const { return element == Element::same && inner == 1 && factors == 1; }
+    const T* row(std::ptrdiff_t row) const { return static_cast<const T*>(at(row)); }
 
     void prefetch(std::ptrdiff_t row) const {
         const char* from = static_cast<const char*>(at(row));
