@@ -11,7 +11,7 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check
 
 SANITIZE := -std=c++17 -O2 -g -ffp-contract=off -Wall -Wextra -pthread -fno-omit-frame-pointer
 
-.PHONY: run test test-slow lint bench sanitize install install-test clean
+.PHONY: run test test-slow lint bench sanitize limit install install-test clean
 
 run: install  ## install, then DM2-AT on the digits that come with scikit-learn
 	$(PYTHON) -m dm2_fast run --strategy dm2-at
@@ -37,6 +37,12 @@ sanitize:  ## the C++ neighbour search under AddressSanitizer and UndefinedBehav
 	build/sanitize-address
 	$(CXX) $(SANITIZE) -fsanitize=thread csrc/sanitize.cpp -o build/sanitize-thread
 	build/sanitize-thread
+
+FEATURES := data/cifar10_features.npy
+limit:  ## how far the C++ neighbour search is from the limit of the machine, on FEATURES=FILE.npy
+	mkdir -p build
+	$(CXX) -std=c++17 -O3 -ffp-contract=off -Wall -Wextra -pthread csrc/limit.cpp -o build/limit
+	build/limit $(FEATURES)
 
 install: $(PYTHON)
 	$(PIP) install --quiet $(PINNED) -e .

@@ -178,8 +178,16 @@ def _resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def measure(index: int, args: argparse.Namespace, queries: np.ndarray, send) -> None:
-    """Run one peer on a few rows to warm up, then for the clock, and send seconds, peak memory and its answer."""
+def report(index: int, args: argparse.Namespace, queries: np.ndarray, send) -> None:
+    """Send what measure returns, or why the peer cannot run."""
+    try:
+        send.send(measure(index, args, queries))
+    except Exception as error:
+        send.send(f"cannot run: {' '.join(str(error).split())[:100] or type(error).__name__}")
+
+
+def measure(index: int, args: argparse.Namespace, queries: np.ndarray) -> tuple[float, int, Answer]:
+    """Run one peer on a few rows to warm up, then for the clock: seconds, peak memory and its answer."""
     torch.set_num_threads(args.num_threads)
     peer = PEERS[index][1]
     x = load(args)
@@ -190,7 +198,7 @@ def measure(index: int, args: argparse.Namespace, queries: np.ndarray, send) -> 
         while not stop.wait(0.005):
             peak[0] = max(peak[0], _resident())
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     times: list[float] = []
     while not times or (peer is ours and len(times) < 3 and sum(times) < 40):
@@ -199,7 +207,7 @@ def measure(index: int, args: argparse.Namespace, queries: np.ndarray, send) -> 
         times.append(time.perf_counter() - start)
     stop.set()
     watcher.join()
-    send.send((statistics.median(times), max(0, peak[0] - before), answer))
+    return statistics.median(times), max(0, peak[0] - before), answer
 
 
 def main() -> None:
@@ -222,16 +230,18 @@ def main() -> None:
             print(f"| {name} | not installed | | | |", flush=True)
             continue
         receive, send = context.Pipe(duplex=False)
-        process = context.Process(target=measure, args=(index, args, queries, send))
+        process = context.Process(target=report, args=(index, args, queries, send))
         process.start()
         send.close()
         try:
-            seconds, memory, (_, ids) = receive.recv()
+            answer = receive.recv()
         except EOFError:
-            print(f"| {name} | failed | | | |", flush=True)
+            answer = "cannot run: the process died"
+        process.join()
+        if isinstance(answer, str):
+            print(f"| {name} | {answer} | | | |", flush=True)
             continue
-        finally:
-            process.join()
+        seconds, memory, (_, ids) = answer
         seconds *= 1 if peer is ours else m / len(queries)
         mine = mine or (seconds, ids)
         recall = np.mean([len(np.intersect1d(a, b)) for a, b in zip(ids, mine[1], strict=True)]) / args.k

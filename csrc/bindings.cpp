@@ -33,11 +33,23 @@ std::ptrdiff_t row_stride(const py::array& rows) {
     return rows.strides(0) / rows.itemsize();
 }
 
+// bfloat16, which NumPy lacks, comes as the int16 of its bits.
 template <class T>
-dm2::Rows<T> as_rows(const Strided<T>& rows, const Array<T>& scale) {
-    const std::ptrdiff_t stride = row_stride(rows);
-    require(scale.size() == rows.shape(0), "scale must have one value per row");
-    return {rows.data(), rows.shape(0), rows.shape(1), stride, scale.data()};
+dm2::Rows<T> as_rows(const py::array& rows, const Array<T>& scale) {
+    const py::dtype type = rows.dtype();
+    dm2::Element element = dm2::Element::same;
+    if (!py::isinstance<Strided<T>>(rows)) {
+        const bool narrow = sizeof(T) == sizeof(float) && type.itemsize() == sizeof(dm2::Float16);
+        require(narrow && (type.kind() == 'f' || type.kind() == 'i'), "rows must be floats like scale");
+        element = type.kind() == 'f' ? dm2::Element::float16 : dm2::Element::bfloat16;
+    }
+    require(rows.ndim() == 2, "rows must be 2-D");
+    const std::ptrdiff_t bytes = type.itemsize(), n = rows.shape(0);
+    require(rows.strides(0) % bytes == 0 && rows.strides(1) % bytes == 0, "elements must be whole elements apart");
+    const std::ptrdiff_t factors = scale.ndim() == 2 ? scale.shape(1) : 1;
+    require((scale.ndim() == 1 || factors == 2) && scale.shape(0) == n, "scale must be (rows,) or (rows, 2)");
+    return {rows.data(), n,       rows.shape(1),           rows.strides(0) / bytes,
+            scale.data(), factors, rows.strides(1) / bytes, element};
 }
 
 // Ten times a second: answer Ctrl-C and report progress. Called without the GIL.
@@ -96,8 +108,8 @@ dm2::Choice as_choice(const std::string& isa, const py::object& levels) {
 }
 
 template <class T>
-void knn(const Strided<T>& queries, const Array<T>& query_scale, const Array<std::int64_t>& query_ids,
-         const Strided<T>& rows, const Array<T>& row_scale, const Array<std::int64_t>& row_ids, Array<T>& distances,
+void knn(const py::array& queries, const Array<T>& query_scale, const Array<std::int64_t>& query_ids,
+         const py::array& rows, const Array<T>& row_scale, const Array<std::int64_t>& row_ids, Array<T>& distances,
          Array<std::int64_t>& indices, double w1, double w2, int num_threads, const std::string& isa,
          const py::object& levels, const py::object& report) {
     const dm2::Rows<T> q = as_rows(queries, query_scale), x = as_rows(rows, row_scale);
@@ -118,7 +130,7 @@ void knn(const Strided<T>& queries, const Array<T>& query_scale, const Array<std
 // distance is the threshold of row i. Each row's error is multiplied by `error`; slack = false leaves out the rounding
 // of the distance: both must fail somewhere.
 template <class T>
-py::array_t<bool> survives(const Strided<T>& rows, const Array<T>& scale, double w1, double w2, double clip,
+py::array_t<bool> survives(const py::array& rows, const Array<T>& scale, double w1, double w2, double clip,
                            double error, bool slack) {
     const dm2::Rows<T> x = as_rows(rows, scale);
     const std::ptrdiff_t width = dm2::padded(x.d);
@@ -154,7 +166,7 @@ py::array_t<bool> survives(const Strided<T>& rows, const Array<T>& scale, double
 }
 
 template <class T>
-void pairwise(const Strided<T>& queries, const Array<T>& query_scale, const Strided<T>& rows, const Array<T>& row_scale,
+void pairwise(const py::array& queries, const Array<T>& query_scale, const py::array& rows, const Array<T>& row_scale,
               Array<T>& out, double w1, double w2, int num_threads) {
     const dm2::Rows<T> q = as_rows(queries, query_scale), x = as_rows(rows, row_scale);
     require(q.d == x.d, "queries and rows must have the same dimension");

@@ -6,9 +6,14 @@
 // sum t % 16, then a fixed tree. Compiled with -ffp-contract=off, so SSE2, AVX2 and a plain compiler give the same bits.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <tuple>
+#include <utility>
 
 // ThreadSanitizer cannot start a program whose functions are resolved at load time.
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
@@ -112,25 +117,117 @@ DM2_CLONES inline void distances(const double* x, const double* rows, std::ptrdi
     distances_to(x, rows, n, d_padded, w1, w2, out);
 }
 
-// Rows as the caller holds them: dense inside a row, any stride between rows, one factor (1 / norm) per row.
+// 16 bits that stand for a float. Widening is exact, without a subnormal float on the way: a caller may flush these.
+struct Float16 {
+    std::uint16_t bits;
+};
+struct BFloat16 {
+    std::uint16_t bits;
+};
+
+DM2_INLINE float as_float(std::uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+DM2_INLINE std::uint32_t as_bits(float value) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+DM2_INLINE float widen(BFloat16 value) { return as_float(static_cast<std::uint32_t>(value.bits) << 16); }
+DM2_INLINE float widen(Float16 value) {
+    const std::uint32_t magnitude = (value.bits & 0x7FFFu) << 13, smallest = 113u << 23;  // 2^-14
+    const std::uint32_t sign = static_cast<std::uint32_t>(value.bits & 0x8000u) << 16;
+    const float subnormal = as_float(magnitude + smallest) - as_float(smallest);
+    const std::uint32_t normal = 0u - (magnitude >= 1u << 23);  // all bits; a branch would not vectorise
+    return as_float((normal & (magnitude + (112u << 23))) | (~normal & as_bits(subnormal)) | sign);
+}
+DM2_INLINE float widen(float value) { return value; }
+DM2_INLINE double widen(double value) { return value; }
+
+DM2_CLONES inline void widen(const BFloat16* in, std::ptrdiff_t n, float* out) {
+    for (std::ptrdiff_t t = 0; t < n; ++t) out[t] = widen(in[t]);
+}
+DM2_CLONES inline void widen(const Float16* in, std::ptrdiff_t n, float* out) {
+    for (std::ptrdiff_t t = 0; t < n; ++t) out[t] = widen(in[t]);
+}
+template <class T>
+void widen(const T* in, std::ptrdiff_t n, T* out) {
+    std::memcpy(out, in, static_cast<std::size_t>(n) * sizeof(T));
+}
+
+// What the caller's elements are; `same` is T of Rows<T>.
+enum class Element { same, float16, bfloat16 };
+
+// Rows as the caller holds them, converted only as they are read. Strides are in elements. A row is multiplied by its
+// factors in turn: 1 / norm, and before it a power of two where 1 / norm alone is too large or too small for T.
 template <class T>
 struct Rows {
-    const T* data;
+    const void* data;
     std::ptrdiff_t n, d, stride;
-    const T* scale;
+    const T* scale;  // (n, factors)
+    std::ptrdiff_t factors = 1, inner = 1;
+    Element element = Element::same;
 
-    Rows part(std::ptrdiff_t first, std::ptrdiff_t count) const {
-        return {data + first * stride, count, d, stride, scale + first};
+    bool operator==(const Rows& other) const {
+        const auto all = [](const Rows& r) {
+            return std::tie(r.data, r.n, r.d, r.stride, r.scale, r.factors, r.inner, r.element);
+        };
+        return all(*this) == all(other);
     }
 
-    // Copy rows [first, first + count) times their scale into `out`, zero-padded: what `sums` reads.
+    Rows part(std::ptrdiff_t first, std::ptrdiff_t count) const {
+        Rows rows = *this;
+        rows.data = at(first);
+        rows.scale += first * factors;
+        rows.n = count;
+        return rows;
+    }
+
+    // Write rows [first, first + count) times their factors into `out`, zero-padded: what `sums` reads.
     void read(std::ptrdiff_t first, std::ptrdiff_t count, T* out) const {
         const std::ptrdiff_t width = padded(d);
+        if (element == Element::same) gather<T>(first, count, out);
+        if constexpr (sizeof(T) == sizeof(float)) {
+            if (element == Element::float16) gather<Float16>(first, count, out);
+            if (element == Element::bfloat16) gather<BFloat16>(first, count, out);
+        }
         for (std::ptrdiff_t i = 0; i < count; ++i, out += width) {
-            const T* row = data + (first + i) * stride;
-            for (std::ptrdiff_t t = 0; t < d; ++t) out[t] = row[t] * scale[first + i];
+            for (std::ptrdiff_t f = 0; f < factors; ++f) {
+                const T factor = scale[(first + i) * factors + f];
+                for (std::ptrdiff_t t = 0; t < d; ++t) out[t] *= factor;
+            }
             std::memset(out + d, 0, static_cast<std::size_t>(width - d) * sizeof(T));
         }
+    }
+
+    // Whether `distance` can take the rows as they are.
+    bool in_place() const { return element == Element::same && inner == 1 && factors == 1; }
+    const T* row(std::ptrdiff_t row) const { return static_cast<const T*>(at(row)); }
+
+    void prefetch(std::ptrdiff_t row) const {
+        const char* from = static_cast<const char*>(at(row));
+        const std::ptrdiff_t bytes = inner == 1 ? std::min<std::ptrdiff_t>(d * bytes_each(), 4096) : 1;
+        for (std::ptrdiff_t b = 0; b < bytes; b += 64) __builtin_prefetch(from + b);
+    }
+
+private:
+    std::ptrdiff_t bytes_each() const { return element == Element::same ? sizeof(T) : sizeof(Float16); }
+    const void* at(std::ptrdiff_t row) const { return static_cast<const char*>(data) + row * stride * bytes_each(); }
+
+    template <class S>
+    void gather(std::ptrdiff_t first, std::ptrdiff_t count, T* out) const {
+        const S* from = static_cast<const S*>(at(first));
+        const std::ptrdiff_t width = padded(d);
+        if (inner == 1)
+            for (std::ptrdiff_t i = 0; i < count; ++i) widen(from + i * stride, d, out + i * width);
+        else if (std::abs(stride) < std::abs(inner))  // column by column
+            for (std::ptrdiff_t t = 0; t < d; ++t)
+                for (std::ptrdiff_t i = 0; i < count; ++i) out[i * width + t] = widen(from[i * stride + t * inner]);
+        else
+            for (std::ptrdiff_t i = 0; i < count; ++i)
+                for (std::ptrdiff_t t = 0; t < d; ++t) out[i * width + t] = widen(from[i * stride + t * inner]);
     }
 };
 

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <atomic>
+#include <bitset>
+#include <memory>
 #include <mutex>
 
 #include "knn.hpp"
@@ -9,6 +11,12 @@
 #include "order.hpp"
 
 namespace dm2 {
+
+// How many pairs met a check: that of codes of so many bytes, or the distance itself (0 bytes).
+struct Stage {
+    std::ptrdiff_t bytes;
+    std::int64_t pairs;
+};
 
 // Rows in an order of their own, with their codes. A place is a position in that order; kBlock places are a block.
 template <class T>
@@ -63,21 +71,51 @@ struct Side {
     const std::uint8_t* centre(std::ptrdiff_t block) const { return centres.data() + block * kCode; }
 
 private:
+    static constexpr std::ptrdiff_t kTogether = 16;  // rows read at once: a cache line, where columns are dense
+
     template <class Report, class Write>
     void encode(const Sample& sample, int num_threads, const Report& report, const Write& write) {
         parallel_blocks(
             rows.n, 256, num_threads,
             [&](std::ptrdiff_t first, std::ptrdiff_t n) {
                 Encoder encoder(sample.folds, rows.d);
-                std::vector<T> x(static_cast<std::size_t>(padded(rows.d)));
-                for (std::ptrdiff_t row = first; row < first + n; ++row) {
-                    rows.read(row, 1, x.data());
-                    encoder.read(x.data(), rows.d);
-                    write(encoder, row);
+                const std::ptrdiff_t width = padded(rows.d);
+                std::vector<T> x(static_cast<std::size_t>(kTogether * width));
+                for (std::ptrdiff_t r = 0; r < n; ++r) {
+                    if (r % kTogether == 0) rows.read(first + r, std::min(kTogether, n - r), x.data());
+                    encoder.read(&x[r % kTogether * width], rows.d);
+                    write(encoder, first + r);
                 }
             },
             report);
     }
+};
+
+// The rows of one block for `distance`: in place where they can be, otherwise converted, each at most once.
+template <class T>
+class Block {
+public:
+    Block(const Side<T>& side, std::ptrdiff_t block)
+        : rows_(side.rows), order_(&side.order[block * kBlock]), width_(padded(rows_.d)),
+          copies_(rows_.in_place() ? nullptr : new T[static_cast<std::size_t>(side.count(block) * width_)]) {}
+
+    T distance_to(const T* x, std::ptrdiff_t place, T w1, T w2) {
+        const std::ptrdiff_t row = order_[place];
+        if (copies_ == nullptr) return distance(x, rows_.row(row), rows_.scale[row], rows_.d, w1, w2);
+        T* copy = &copies_[place * width_];
+        if (!read_[place]) rows_.read(row, 1, copy);
+        read_[place] = true;
+        return distance(x, copy, T(1), rows_.d, w1, w2);
+    }
+    void prefetch(std::ptrdiff_t place) const {
+        if (!read_[place]) rows_.prefetch(order_[place]);
+    }
+
+private:
+    const Rows<T>& rows_;
+    const std::ptrdiff_t *order_, width_;
+    std::unique_ptr<T[]> copies_;
+    std::bitset<kBlock> read_;
 };
 
 template <class T>
@@ -116,6 +154,13 @@ public:
             tiles.clear();
         }
         best_.close(num_threads);
+    }
+
+    std::vector<Stage> stages() const {
+        std::vector<Stage> stages;
+        for (std::size_t level = 0; level < grids_.size(); ++level) stages.push_back({grids_[level].bytes, met_[level]});
+        stages.push_back({0, met_[grids_.size()]});
+        return stages;
     }
 
 private:
@@ -187,7 +232,8 @@ private:
     }
 
     // The pairs of two blocks that no level drops.
-    void filter(std::ptrdiff_t block_i, std::ptrdiff_t block_j, std::vector<Pair>& pairs) const {
+    void filter(std::ptrdiff_t block_i, std::ptrdiff_t block_j, std::vector<Pair>& pairs) {
+        std::int64_t met[kWideLevels + 1] = {};
         Limits i, own;
         set_limits(queries_, block_i, true, i);
         const bool diagonal = symmetric_ && block_i == block_j;
@@ -201,24 +247,21 @@ private:
             std::int32_t sads[kBlock + kSlack];
             std::uint8_t code[kCode];
             get_code(queries_.near_block(block_i), p, code);
+            met[0] += kGroup * static_cast<std::int64_t>(std::bitset<32>(bits[p] & groups).count());
             std::ptrdiff_t n = scanner_.scan(code, i.near.a[p], i.near.e[p], rows_.near_block(block_j),
                                              bits[p] & groups, j.near, list);
             if (rows_.wide.empty()) std::fill(sads, sads + n, 0);  // nothing to look at again later
             if (diagonal) n = std::remove_if(list, list + n, [&](std::uint16_t q) { return q <= p; }) - list;
             for (std::size_t w = 0; w < rows_.wide.size() && n > 0; ++w) {
                 const std::ptrdiff_t bytes = grids_[w + 1].bytes;
+                met[w + 1] += n;
                 n = scanner_.narrow(&queries_.wide[w][(block_i * kBlock + p) * bytes],
                                     &rows_.wide[w][block_j * kBlock * bytes], bytes, i.wide[w][p], j.wide[w], list, n,
                                     sads);
             }
             for (std::ptrdiff_t r = 0; r < n; ++r) pairs.push_back({static_cast<std::uint16_t>(p), list[r], sads[r]});
         }
-    }
-
-    void prefetch(const Rows<T>& rows, std::ptrdiff_t row) const {
-        const char* data = reinterpret_cast<const char*>(rows.data + row * rows.stride);
-        const std::ptrdiff_t bytes = std::min<std::ptrdiff_t>(rows.d * sizeof(T), 4096);
-        for (std::ptrdiff_t b = 0; b < bytes; b += 64) __builtin_prefetch(data + b);
+        for (std::size_t level = 0; level < grids_.size(); ++level) met_[level] += met[level];
     }
 
     // Whether a pair that passed with this SAD at the last level still may be of use to either row.
@@ -234,21 +277,23 @@ private:
         std::vector<Pair> pairs;
         pairs.reserve(kBlock);
         filter(block_i, block_j, pairs);
-        const Rows<T>& rows = rows_.rows;
-        std::vector<T> x(static_cast<std::size_t>(padded(rows.d)));
-        std::ptrdiff_t held = -1;
+        Block<T> rows(rows_, block_j);
+        std::vector<T> x(static_cast<std::size_t>(padded(rows_.rows.d)));
+        std::ptrdiff_t held = -1, exact = 0;
         for (std::size_t c = 0; c < pairs.size(); ++c) {
-            if (c + 1 < pairs.size()) prefetch(rows, rows_.order[block_j * kBlock + pairs[c + 1].j]);
+            if (c + 1 < pairs.size()) rows.prefetch(pairs[c + 1].j);
             const std::ptrdiff_t i = block_i * kBlock + pairs[c].i, j = block_j * kBlock + pairs[c].j;
             const std::ptrdiff_t query = queries_.order[i], row = rows_.order[j];
             if (!stays(i, j, pairs[c].sad)) continue;
             if (i != held) queries_.rows.read(query, 1, x.data());
             held = i;
-            const T d = distance(x.data(), rows.data + row * rows.stride, rows.scale[row], rows.d, w1_, w2_);
+            ++exact;
+            const T d = rows.distance_to(x.data(), pairs[c].j, w1_, w2_);
             if (queries_.ids[query] == rows_.ids[row]) continue;
             offer(i, d, rows_.ids[row]);
             if (symmetric_) offer(j, d, queries_.ids[query]);
         }
+        met_[grids_.size()] += exact;
     }
 
     // Only one block is locked at a time. A threshold only falls; one that is read late is larger and drops less.
@@ -272,26 +317,28 @@ private:
         std::partial_sort(nearest.begin(), nearest.begin() + n_blocks, nearest.end());
 
         const std::ptrdiff_t share = k / n_blocks + 2;  // of one block; one of them may be the query itself
-        std::vector<T> x(static_cast<std::size_t>(padded(rows_.rows.d))), found;
-        for (std::ptrdiff_t p = 0; p < queries_.count(block); ++p) {
-            const std::ptrdiff_t place = block * kBlock + p, query = queries_.order[place];
-            queries_.rows.read(query, 1, x.data());
-            found.clear();
-            for (std::ptrdiff_t b = 0; b < n_blocks; ++b) {
-                const std::ptrdiff_t j = nearest[b].second;
+        const std::ptrdiff_t count = queries_.count(block);
+        std::vector<T> x(static_cast<std::size_t>(padded(rows_.rows.d)));
+        std::vector<std::vector<T>> found(static_cast<std::size_t>(count));
+        for (std::ptrdiff_t b = 0; b < n_blocks; ++b) {
+            const std::ptrdiff_t j = nearest[b].second;
+            Block<T> rows(rows_, j);
+            for (std::ptrdiff_t p = 0; p < count; ++p) {
+                const std::ptrdiff_t place = block * kBlock + p, query = queries_.order[place];
+                queries_.rows.read(query, 1, x.data());
                 std::uint32_t keys[kBlock];
                 const std::ptrdiff_t n = closest(place, j, share, keys);
-                for (std::ptrdiff_t r = 0; r < n; ++r) {
-                    const std::ptrdiff_t row = rows_.order[j * kBlock + keys[r]];
-                    if (rows_.ids[row] == queries_.ids[query]) continue;
-                    found.push_back(distance(x.data(), rows_.rows.data + row * rows_.rows.stride, rows_.rows.scale[row],
-                                             rows_.rows.d, w1_, w2_));
-                }
+                for (std::ptrdiff_t r = 0; r < n; ++r)
+                    if (rows_.ids[rows_.order[j * kBlock + keys[r]]] != queries_.ids[query])
+                        found[p].push_back(rows.distance_to(x.data(), keys[r], w1_, w2_));
             }
-            T threshold = best_.worst(query);
-            if (static_cast<std::ptrdiff_t>(found.size()) >= k) {
-                std::nth_element(found.begin(), found.begin() + k - 1, found.end());
-                threshold = std::min(threshold, found[k - 1]);
+        }
+        for (std::ptrdiff_t p = 0; p < count; ++p) {
+            const std::ptrdiff_t place = block * kBlock + p;
+            T threshold = best_.worst(queries_.order[place]);
+            if (static_cast<std::ptrdiff_t>(found[p].size()) >= k) {
+                std::nth_element(found[p].begin(), found[p].begin() + k - 1, found[p].end());
+                threshold = std::min(threshold, found[p][k - 1]);
             }
             thresholds_[place].store(threshold, std::memory_order_relaxed);
         }
@@ -334,6 +381,7 @@ private:
     const Scanner& scanner_;
     std::vector<std::atomic<T>> thresholds_;  // by place; a pair farther than both is of no use
     std::vector<std::mutex> locks_;           // one for each block of queries
+    std::atomic<std::int64_t> met_[kWideLevels + 2]{};
 };
 
 }  // namespace dm2

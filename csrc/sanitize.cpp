@@ -44,8 +44,13 @@ void compare(std::ptrdiff_t m, std::ptrdiff_t d, std::ptrdiff_t k, int kind, con
     const std::vector<T> x = make_rows<T>(m, d, kind, 1), other = make_rows<T>(m / 3, d, kind, 2), ones(x.size(), T(1));
     Ids ids(static_cast<std::size_t>(m)), none(other.size(), -1);
     for (std::ptrdiff_t i = 0; i < m; ++i) ids[i] = i;
-    const dm2::Rows<T> rows{x.data(), m, d, d, ones.data()}, asked{other.data(), m / 3, d, d, ones.data()};
+    std::vector<T> columns(x.size());
+    for (std::ptrdiff_t i = 0; i < m; ++i)
+        for (std::ptrdiff_t t = 0; t < d; ++t) columns[t * m + i] = x[i * d + t];
     for (const bool self : {true, false}) {
+        const dm2::Rows<T> asked{other.data(), m / 3, d, d, ones.data()};
+        const dm2::Rows<T> rows = self ? dm2::Rows<T>{x.data(), m, d, d, ones.data()}
+                                       : dm2::Rows<T>{columns.data(), m, d, 1, ones.data(), 1, m};
         const dm2::Rows<T>& queries = self ? rows : asked;
         const dm2::Problem<T> problem{queries, self ? ids.data() : none.data(), rows, ids.data(), T(0.5), T(0.5)};
         Best<T> plain(queries.n, k), fast(queries.n, k);

@@ -40,10 +40,7 @@ struct Problem {
     T w1, w2;
 
     // The queries are the rows: each pair serves both.
-    bool symmetric() const {
-        return queries.data == rows.data && queries.n == rows.n && queries.stride == rows.stride &&
-               queries.scale == rows.scale && query_ids == row_ids;
-    }
+    bool symmetric() const { return queries == rows && query_ids == row_ids; }
 };
 
 // A random sample of the rows behind `probes` random queries, and the k-th best distance of these.
@@ -80,14 +77,16 @@ struct Probed {
 
 // Update the running best of the queries with the rows. The result is that of plain_knn, bit for bit, for every choice
 // and number of threads. report(part done) is called from the calling thread several times a second; it may throw.
+// Returns how many pairs met each check.
 template <class T, class Report>
-void knn(const Problem<T>& problem, const Running<T>& best, const Choice& choice, int num_threads,
+std::vector<Stage> knn(const Problem<T>& problem, const Running<T>& best, const Choice& choice, int num_threads,
          const Report& report) {
     const DefaultArithmetic arithmetic;
     const std::ptrdiff_t q = problem.queries.n, m = problem.rows.n, d = problem.rows.d;
     const auto plain = [&] {
         plain_knn(problem.queries, problem.query_ids, problem.rows, problem.row_ids, best, problem.w1, problem.w2,
                   num_threads, report);
+        return std::vector<Stage>{{0, q * m}};
     };
     const auto quiet = [&](double) { report(0.0); };
 
@@ -117,8 +116,10 @@ void knn(const Problem<T>& problem, const Running<T>& best, const Choice& choice
     std::optional<Side<T>> queries;
     if (!problem.symmetric())
         queries.emplace(problem.queries, problem.query_ids, sample, levels.grids, num_threads, quiet);
-    Engine<T>(queries ? *queries : rows, rows, levels.grids, bound, problem.w1, problem.w2, best, *choice.scanner)
-        .run(num_threads, report);
+    Engine<T> engine(queries ? *queries : rows, rows, levels.grids, bound, problem.w1, problem.w2, best,
+                     *choice.scanner);
+    engine.run(num_threads, report);
+    return engine.stages();
 }
 
 }  // namespace dm2

@@ -135,6 +135,8 @@ _METAVARS = {
     "strategies": "NAME,NAME,...",
 }
 
+_POSITIONAL = {"folders": "FOLDER", "table": "table4"}
+
 
 def _parser() -> ArgumentParser:
     parser = _Parser(
@@ -146,7 +148,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--version", action="version", version=f"dm2-fast {dm2_fast.__version__}")
     commands = parser.add_subcommands(metavar="COMMAND", title="commands")
     for name, (configs, _, description) in _commands().items():
-        takes = "FOLDER... " if ReportConfig in configs else ""
+        takes = {"report": "FOLDER... ", "bench": "table4 "}.get(name, "")
         command = _Parser(description=description, usage=f"dm2-fast {name} {takes}[options]")
         command.add_argument(
             "--config", action="config", metavar="FILE", help="YAML file with any of these options; later ones win."
@@ -173,8 +175,15 @@ def _add_options(parser: Any, cls: type, prefix: str = "") -> dict[str, Any]:
             option_types |= _add_options(group, kind, f"{name}.")  # type: ignore[arg-type]
             continue
         option_types[name] = kind
-        if kind == list[Path]:
-            parser.add_argument(name, type=Path, nargs="+", metavar="FOLDER", help=help_of[item.name])
+        if name in _POSITIONAL:
+            several: dict[str, Any] = {"nargs": "+"} if get_origin(kind) is list else {}
+            parser.add_argument(
+                name,
+                type=get_args(kind)[0] if several else kind,
+                metavar=_POSITIONAL[name],
+                help=help_of[item.name],
+                **several,
+            )
             continue
         option = f"--{name.replace('_', '-')}"
         if kind is bool:

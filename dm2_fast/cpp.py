@@ -1,9 +1,10 @@
 """The C++ operations of `dm2_fast._C` over CPU tensors, without a copy."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 try:
@@ -12,6 +13,11 @@ except ImportError as error:
     raise ImportError(
         "dm2_fast._C must be built, got no such module (pip install . or, to work on it, -e .)"
     ) from error
+
+
+def _array(rows: Tensor) -> NDArray[Any]:
+    """The rows where they are; bfloat16, which NumPy lacks, as the int16 of its bits."""
+    return (rows.view(torch.int16) if rows.dtype == torch.bfloat16 else rows).numpy()
 
 
 def _float(rows: Tensor) -> Tensor:
@@ -33,9 +39,9 @@ def pairwise(
 ) -> None:
     """`reference.pairwise`, with the fixed summation order of csrc/distance.hpp."""
     _C.pairwise(
-        _float(queries).numpy(),
+        _array(queries),
         query_scale.numpy(),
-        _float(rows).numpy(),
+        _array(rows),
         row_scale.numpy(),
         out.numpy(),
         w1,
@@ -64,6 +70,7 @@ def knn(
     """`reference.knn`, with the same result, bit for bit, for every value of the options.
 
     Where queries, scales and ids are those of the rows, each pair is met once. Ctrl-C is answered within the call.
+    Rows of any strides, half precision too, are converted as they are read; a scale (m, 2) is two factors in turn.
 
     Args:
         report: Called with the part done, between 0 and 1, a few times a second.
@@ -72,10 +79,10 @@ def knn(
             filter at all; None for what a sample of the data suggests.
     """
     _C.knn(
-        _float(queries).numpy(),
+        _array(queries),
         query_scale.numpy(),
         query_ids.numpy(),
-        _float(rows).numpy(),
+        _array(rows),
         row_scale.numpy(),
         row_ids.numpy(),
         distances.numpy(),

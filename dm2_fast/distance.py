@@ -41,10 +41,10 @@ def weights(metric: str, d: int) -> tuple[float, float]:
 
 
 class _Rows:
-    """A feature matrix, read by blocks as (rows, scale) whose product has unit norm; a zero row stays zero.
+    """A feature matrix and the scale whose product has unit rows; a zero row stays zero.
 
-    scale is 1 / norm, from a norm in double. A row beyond 2**100 or below 2**-100, whose scale a float32 cannot hold
-    to full precision, is first multiplied by a power of two as it is read, which is exact.
+    scale (m,) is 1 / norm, from a norm in double. If a row is beyond 2**100 or below 2**-100, where 1 / norm is more
+    than a float32 holds, scale is (m, 2): first a power of two, which is exact, then 1 / norm of what that gives.
     """
 
     def __init__(self, x: Tensor, name: str, progress: bool = False) -> None:
@@ -52,7 +52,7 @@ class _Rows:
         self.block = max(1, _BLOCK_BYTES // (8 * x.shape[1]))
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         self.scale = torch.empty(len(x), dtype=dtype, device=x.device)
-        self.shift: Tensor | None = None
+        power: Tensor | None = None
         bad: list[int] = []
         step = max(1, _NORM_ELEMENTS // x.shape[1])
         starts = range(0, len(x), step)
@@ -64,12 +64,12 @@ class _Rows:
                 bad += (i + torch.nonzero(~largest.isfinite())[:, 0]).tolist()
                 wild = (largest > 0) & ((largest > 2.0**100) | (largest < 2.0**-100))
                 if wild.any():
-                    if self.shift is None:
-                        self.shift = torch.zeros(len(x), dtype=torch.int32, device=x.device)
-                    shift = torch.where(wild, -torch.frexp(largest).exponent, 0)
-                    self.shift[i : i + step] = shift
-                    norm = torch.linalg.vector_norm(_shifted(rows.double(), shift), dim=1)
+                    power = torch.ones_like(self.scale) if power is None else power
+                    power[i : i + step] = _power_of_two(torch.where(wild, -torch.frexp(largest).exponent, 0), dtype)
+                    norm = torch.linalg.vector_norm(rows.double() * power[i : i + step, None], dim=1)
             self.scale[i : i + step] = torch.where(norm > 0, 1 / norm, 0)
+        if power is not None:
+            self.scale = torch.stack((power, self.scale), 1)
         if bad:
             raise ValueError(f"{name} must be finite, got NaN or infinity in {name_rows(bad)}")
 
@@ -77,22 +77,23 @@ class _Rows:
         return len(self.data)
 
     def read(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        rows = self.data[start:stop]
-        if self.shift is not None:
-            rows = _shifted(rows.to(self.scale.dtype), self.shift[start:stop])
-        return rows, self.scale[start:stop]
+        """Some of the rows, with the power of two if there is one, and 1 / norm."""
+        rows, scale = self.data[start:stop], self.scale[start:stop]
+        if scale.ndim == 1:
+            return rows, scale
+        return rows.to(scale.dtype) * scale[:, :1], scale[:, 1].contiguous()
 
     def steps(self) -> range:
         """Block starts: one block where rows are used in place, small ones where reading converts them."""
-        in_place = self.shift is None and self.data.dtype == self.scale.dtype and self.data.stride(1) == 1
+        in_place = self.scale.ndim == 1 and self.data.dtype == self.scale.dtype and self.data.stride(1) == 1
         return range(0, len(self), len(self) if in_place else self.block)
 
 
-def _shifted(rows: Tensor, exponent: Tensor) -> Tensor:
-    """rows * 2**exponent, in two steps because 2**exponent itself may overflow; from a table because pow may round."""
-    powers = torch.tensor([2.0**e for e in range(-600, 601)], dtype=rows.dtype, device=rows.device)
-    half = exponent // 2
-    return rows * powers[600 + half][:, None] * powers[600 + exponent - half][:, None]
+def _power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:
+    """2**exponent, as near to it as normal numbers come; from a table because pow may round."""
+    most = 1022 if dtype == torch.float64 else 126
+    powers = [2.0**e for e in range(-most, most + 1)]
+    return torch.tensor(powers, dtype=dtype, device=exponent.device)[most + exponent.clamp(-most, most)]
 
 
 def _matrix(x: Tensor | np.ndarray, name: str) -> Tensor:
@@ -124,11 +125,6 @@ def _open(
         if got != want:
             raise ValueError(f"{other_name} must {what}, {want}, got {got}")
     return _Rows(x, "x", progress), _Rows(other, other_name)
-
-
-def _mover(bar: tqdm, start: float, count: float) -> Callable[[float], object]:
-    """What moves the bar from start by count while a call's part done goes from 0 to 1."""
-    return lambda done: bar.update(int(start + count * done) - bar.n)
 
 
 def knn(
@@ -179,11 +175,15 @@ def knn(
     indices = torch.full((len(asked), k), torch.iinfo(torch.int64).max, device=device)
     row_ids = torch.arange(len(rows), device=device)
     query_ids = row_ids if queries is None else torch.full((len(asked),), -1, device=device)
-    whole = backends.whole_problems(module)
     steps = _BLOCK_STEPS if device.type == "cpu" else 256 * _BLOCK_STEPS
-    step = asked.steps().step if whole else min(asked.block, max(64, steps // (len(rows) * d)))
+    step = min(asked.block, max(64, steps // (len(rows) * d)))
     bar = tqdm(total=len(asked), desc="neighbours", unit="row", leave=False, disable=None if progress else True)
     with bar:
+        if backends.whole_problems(module):
+            options["report"] = lambda done: bar.update(int(len(asked) * done) - bar.n)
+            all_queries, all_rows = (asked.data, asked.scale, query_ids), (rows.data, rows.scale, row_ids)
+            module.knn(*all_queries, *all_rows, distances, indices, w1, w2, **options)
+            return distances, indices
         for i in range(0, len(asked), step):
             part = slice(i, min(i + step, len(asked)))
             query_rows, query_scale = asked.read(part.start, part.stop)
@@ -191,9 +191,6 @@ def knn(
                 data, scale = rows.read(j, j + rows.steps().step)
                 ids = row_ids[j : j + len(data)]
                 best = distances[part], indices[part]
-                if whole:
-                    share = len(query_rows) / len(rows)
-                    options["report"] = _mover(bar, part.start + share * j, share * len(data))
                 module.knn(query_rows, query_scale, query_ids[part], data, scale, ids, *best, w1, w2, **options)
             bar.update(part.stop - bar.n)
     return distances, indices

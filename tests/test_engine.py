@@ -1,6 +1,9 @@
 """The engine of csrc/engine.hpp returns what the plain loop returns, bit for bit, and its filter drops no neighbour."""
 
+import os
 import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -94,7 +97,7 @@ def leaf(x, k, metric="literal", queries=None, parts=1, scale=None, num_threads=
     d, ids = x.shape[1], np.arange(len(x))
     scale = unit_scale(x) if scale is None else scale
     asked = (x, scale, ids) if queries is None else (queries, unit_scale(queries), np.full(len(queries), -1))
-    distances = np.full((len(asked[0]), k), np.inf, x.dtype)
+    distances = np.full((len(asked[0]), k), np.inf, scale.dtype)
     indices = np.full(distances.shape, NONE)
     for part in np.array_split(ids, parts):
         rows = (x, scale, ids) if parts == 1 else (x[part[0] : part[-1] + 1], scale[part], part)
@@ -157,6 +160,109 @@ def test_many_dimensions(kind, m, d, k):
     want = leaf(x, k, levels="plain")
     assert_equal(leaf(x, k, levels=[wide_levels(d)[-1]]), want)
     assert_equal(leaf(x, k, levels=[128, 256], num_threads=1), want)
+
+
+def bfloat16(x):
+    """Rows cut to bfloat16: the float32 rows, and the int16 of their bits."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.int16)[:, 1::2].copy()
+    return (bits.view(np.uint16).astype(np.uint32) << 16).view(np.float32), bits
+
+
+def layouts(x):
+    """The same rows as callers hold them: (name, rows in float32, rows as they are)."""
+    wide = np.zeros((2 * len(x), 3 * x.shape[1]), np.float32)
+    wide[::2, ::3] = x
+    half = x.astype(np.float16)
+    yield "every third column", x, wide[::2, ::3]
+    yield "columns", x, np.asfortranarray(x)
+    yield "backwards", x, np.ascontiguousarray(x[::-1, ::-1])[::-1, ::-1]
+    yield "float16", half.astype(np.float32), half
+    yield "columns of float16", half.astype(np.float32), np.asfortranarray(half)
+    yield "bfloat16", *bfloat16(x)
+    yield "columns of bfloat16", bfloat16(x)[0], np.asfortranarray(bfloat16(x)[1])
+
+
+@pytest.mark.parametrize("levels", [[64, 128], "plain"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_are_converted_as_they_are_read(kind, levels):
+    rng = np.random.default_rng(8)
+    x = (kind(rng, 560, 117) * (1e-3 if kind in (outlier_entry, outlier_row, on_the_bound) else 1)).astype(np.float32)
+    x[np.abs(x) > 6e4] = 6e4
+    for name, dense, held in layouts(x):
+        scale = unit_scale(dense)
+        want = leaf(dense, 9, scale=scale, levels="plain")
+        got = leaf(held, 9, scale=scale, levels=levels, parts=len(name) % 2 + 1, num_threads=3)
+        np.testing.assert_array_equal(got[1], want[1], name)
+        np.testing.assert_array_equal(got[0], want[0], name)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("levels", [[64], "plain"])
+def test_rows_with_two_factors(levels, dtype):
+    x = relu(np.random.default_rng(9), 700, 70).astype(dtype)
+    power = np.ldexp(dtype(1), np.random.default_rng(10).integers(-20, 90, len(x))).astype(dtype)
+    scale = unit_scale(x)
+    want = leaf(x, 9, scale=scale, levels="plain")
+    for held in (x / power[:, None], np.asfortranarray(x / power[:, None])):
+        for parts in (1, 2):
+            got = leaf(held, 9, scale=np.stack([power, scale], 1), levels=levels, parts=parts)
+            assert_equal(got, want)
+
+
+@pytest.mark.parametrize("flush", [False, True])
+def test_every_value_of_half_precision_is_widened_exactly(flush):
+    bits = np.arange(2**16, dtype=np.uint16).reshape(64, 1024)
+    half, brain = bits.view(np.float16), bits.view(np.int16)
+    half_floats, brain_floats = half.astype(np.float32), (bits.astype(np.uint32) << 16).view(np.float32)
+    ones = np.ones(64, np.float32)
+    for held, floats in ((half, half_floats), (brain, brain_floats), (half[:, ::-1], half_floats[:, ::-1])):
+        normal = np.isfinite(floats) & ((np.abs(floats) >= 2.0**-126) | (floats == 0))
+        held, floats = np.where(normal, held, 0), np.where(normal, floats, 0)
+        assert torch.set_flush_denormal(flush)
+        try:
+            out = np.full((64, 64), np.nan, np.float32)
+            _C.pairwise(held, ones, np.ascontiguousarray(floats), ones, out, 1.0, 0.0, num_threads=1)
+        finally:
+            torch.set_flush_denormal(False)
+        assert (out.diagonal() == 0).all()
+
+
+def test_rows_of_another_type_than_scale():
+    x = np.ones((5, 3), np.float32)
+    for wrong in (x.astype(np.float64), x.astype(np.int32), x.view(np.int32), x.astype(np.int8), x.astype(np.uint16)):
+        with pytest.raises((ValueError, TypeError), match="rows must be floats like scale|incompatible"):
+            leaf(wrong, 2, scale=x[:, 0].copy())
+    with pytest.raises(ValueError, match="rows must be floats like scale"):
+        leaf(x.astype(np.float16), 2, scale=np.ones(5))
+
+
+PEAK = """
+import re
+import numpy as np, torch, dm2_fast
+
+def resident(name):
+    return int(re.search(name + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+
+m, d, k = 6000, 640, 10
+rng = np.random.default_rng(0)
+x = np.maximum(rng.standard_normal((m, 6), np.float32) @ rng.standard_normal((6, d), np.float32), 0)
+for rows in (x, x.astype(np.float16), np.asfortranarray(x), x * np.float32(1e-35)):
+    dm2_fast.knn(rows[:2000], k)
+    open("/proc/self/clear_refs", "w").write("5")  # forget the peak
+    before = resident("VmRSS")
+    dm2_fast.knn(rows, k)
+    print(resident("VmHWM") - before)
+"""
+
+
+def test_peak_memory():
+    """A copy in float32 would be 4 bytes per element; codes may be 1.5, (k + 64) numbers go with each row."""
+    m, d, k = 6000, 640, 10
+    fixed = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**17)}  # what is freed leaves the process
+    run = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True, env=fixed)
+    peaks = [int(line) for line in run.stdout.split()]
+    assert len(peaks) == 4
+    assert max(peaks) < 1.5 * m * d + 4 * m * (k + 64) + 2**23, peaks
 
 
 @pytest.mark.parametrize("isa", ["auto", "generic"])
@@ -226,12 +332,21 @@ def test_through_the_front():
 @pytest.mark.parametrize("levels", [[], "plain"])
 def test_progress_and_ctrl_c(levels):
     x = gauss(np.random.default_rng(7), 30000, 512).astype(np.float32)  # minutes, uninterrupted
-    parts = []
-    timer = threading.Timer(3, signal.raise_signal, [signal.SIGINT])
-    timer.start()
+    parts, several = [], threading.Event()
+
+    def report(part):
+        parts.append(part)
+        if len(parts) == 5:
+            several.set()
+
+    def interrupt():
+        several.wait()
+        signal.raise_signal(signal.SIGINT)
+
+    interrupter = threading.Thread(target=interrupt)
+    interrupter.start()
     with pytest.raises(KeyboardInterrupt):
-        leaf(x, 10, levels=levels, report=parts.append)
-    timer.join()
+        leaf(x, 10, levels=levels, report=report)
+    interrupter.join()
     assert parts == sorted(parts)
     assert all(0 <= part < 1 for part in parts)
-    assert len(parts) > 5

@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -38,6 +38,7 @@ class Table4Config:
     """What to time.
 
     Args:
+        table: Which table of the paper; there is one.
         dataset: Data set.
         data_dir: Folder of the torchvision data sets.
         model: Network; null takes the data set's.
@@ -54,6 +55,7 @@ class Table4Config:
         output: Folder to write; what is there already is not timed again.
     """
 
+    table: Literal["table4"] = "table4"
     dataset: str = "cifar10"
     data_dir: Path = Path("data")
     model: str | None = None
@@ -328,7 +330,7 @@ def _trained(file: Path, recipe: RunConfig, data: Data, labelled: Tensor, device
 
 def _check_settings(file: Path, config: Table4Config) -> None:
     """Write the settings; or refuse a folder of others, since its timings could not be compared."""
-    now = {name: str(value) for name, value in asdict(config).items() if name not in ("data_dir", "output")}
+    now = {name: str(value) for name, value in asdict(config).items() if name not in ("table", "data_dir", "output")}
     if file.exists():
         before = yaml.safe_load(file.read_text())
         different = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
