@@ -181,7 +181,7 @@ def knn(
     query_ids = row_ids if queries is None else torch.full((len(asked),), -1, device=device)
     whole = backends.whole_problems(module)
     steps = _BLOCK_STEPS if device.type == "cpu" else 256 * _BLOCK_STEPS
-    step = asked.steps().step if whole else min(asked.block, max(64, steps // (len(rows) * d)))
+    step = asked.steps().step if whole else min(asked.steps().step, max(64, steps // (len(rows) * d)))
     bar = tqdm(total=len(asked), desc="neighbours", unit="row", leave=False, disable=None if progress else True)
     with bar:
         for i in range(0, len(asked), step):
