@@ -13,6 +13,8 @@ except ImportError as error:
         "dm2_fast._C must be built, got no such module (pip install . or, to work on it, -e .)"
     ) from error
 
+_BATCH = 2**10  # mixtures held at a time
+
 
 def _float(rows: Tensor) -> Tensor:
     """Half precision is widened; rows that are strided inside are copied; everything else stays where it is."""
@@ -119,3 +121,24 @@ def mix(
 def uncertainty(logits: Tensor, kind: str, out: Tensor, *, num_threads: int | None = None) -> None:
     """`reference.uncertainty`, in one pass."""
     _C.uncertainty(_float(logits).numpy(), kind, out.numpy(), num_threads=num_threads or torch.get_num_threads())
+
+
+def linear_probe(
+    features: Tensor,
+    indices: Tensor,
+    coefficients: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    kind: str,
+    out: Tensor,
+    *,
+    num_threads: int | None = None,
+) -> None:
+    """`reference.linear_probe`, in batches that stay in the cache: `mix`, torch's matrix product, `uncertainty`."""
+    none = coefficients.new_empty(0)
+    weight, bias = weight.to(coefficients.dtype), bias.to(coefficients.dtype)
+    for i in range(0, len(out), _BATCH):
+        part = slice(i, i + _BATCH)
+        mixed = coefficients.new_empty(len(out[part]), features.shape[1])
+        mix(features, indices[part], coefficients[part], none, none, 1, mixed, num_threads=num_threads)
+        uncertainty(torch.nn.functional.linear(mixed, weight, bias), kind, out[part], num_threads=num_threads)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 _TILE = 2**25  # differences held at a time
+_BATCH = 2**12  # mixtures held at a time
 
 
 def combine(l1: Tensor, l2_squared: Tensor, w1: float, w2: float) -> Tensor:
@@ -96,3 +97,16 @@ def uncertainty(logits: Tensor, kind: str, out: Tensor) -> None:
         out.copy_(torch.log1p(others) - moment / (1 + others))
     else:
         out.copy_(torch.expm1(ordered[:, 1]) / (1 + others))
+
+
+def linear_probe(
+    features: Tensor, indices: Tensor, coefficients: Tensor, weight: Tensor, bias: Tensor, kind: str, out: Tensor
+) -> None:
+    """Write the `uncertainty` of `F.linear((coefficients[:, :, None] * features[indices]).sum(1), weight, bias)` into
+    out (r,)."""
+    none = coefficients.new_empty(0)
+    for i in range(0, len(out), _BATCH):
+        part = slice(i, i + _BATCH)
+        mixed = coefficients.new_empty(len(out[part]), features.shape[1])
+        mix(features, indices[part], coefficients[part], none, none, 1, mixed)
+        uncertainty(torch.nn.functional.linear(mixed, weight.to(mixed.dtype), bias.to(mixed.dtype)), kind, out[part])
