@@ -1,12 +1,12 @@
 """What the Triton kernels cost on GPUs that are not here: compiled by the real assembler, counted in the machine code.
 
-    python benches/static_cost.py [--json] [--kernel NAME ...] [--target sm_90 ...]
+    python benches/static_cost.py [--json] [--measure] [--kernel NAME ...] [--target sm_90 ...]
 
 For every kernel as it is launched, on every target: registers, stack and shared memory, the warps that an SM holds, the
 instructions of the inner loop, and the time below which the kernel cannot run: the slowest of the loop's float32
 instructions through the pipes, all its instructions through the issue slots, and the bytes through the memory, each
 array once but for what mixing gathers. Nothing here was measured on a GPU, where a run takes longer: loops wait, and
-what is outside the inner loop is not counted.
+what is outside the inner loop is not counted. With --measure the problems also run on the CUDA device that is there.
 """
 
 import argparse
@@ -15,9 +15,12 @@ import json
 import math
 import os
 import re
+import statistics
 import subprocess
 import tempfile
+import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -247,19 +250,57 @@ def cost(name: str, kernel: Kernel, target: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def measure(names: list[str]) -> dict[str, float]:
+    """Seconds of the problems of the table on the current CUDA device, from tensor to tensor: median of five runs."""
+    import torch
+
+    import dm2_fast
+
+    device = torch.device("cuda")
+    x, weight = torch.randn(50_000, 512, device=device), torch.randn(100, 512, device=device)
+    neighbours = torch.randint(0, 50_000, (50_000, 10), device=device)
+    pool = torch.randint(0, 256, (50_000, 3_072), dtype=torch.uint8, device=device)
+    floats, halves, wide = pool.float(), pool.half(), x.repeat(1, 2)[:, :1000]
+    calls: dict[str, Callable[[], object]] = {
+        "knn": lambda: dm2_fast.knn(x, 10),
+        "pairwise": lambda: dm2_fast.pairwise(x),
+        "mix u8": lambda: dm2_fast.mix(pool, neighbours, 0.5, normalize=(0.5, 0.25)),
+        "mix fp32": lambda: dm2_fast.mix(floats, neighbours, 0.5),
+        "mix fp16": lambda: dm2_fast.mix(halves, neighbours, 0.5),
+        "least-confidence of 10": lambda: dm2_fast.uncertainty(x[:, :10]),
+        "entropy of 10": lambda: dm2_fast.uncertainty(x[:, :10], "entropy"),
+        "margin of 1000": lambda: dm2_fast.uncertainty(wide, "margin"),
+        "probe of 10": lambda: dm2_fast.linear_probe(x, neighbours, 0.5, weight[:10], kind="entropy"),
+        "probe of 100": lambda: dm2_fast.linear_probe(x, neighbours, 0.5, weight, kind="entropy"),
+    }
+    seconds = {}
+    for name in names:
+        times = []
+        for _ in range(6):  # the first one compiles
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            calls[name]()
+            torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+        seconds[name] = statistics.median(times[1:])
+    return seconds
+
+
 def markdown(rows: list[dict[str, Any]]) -> str:
     lines = [
         f"Triton {triton.__version__}. Instructions of the inner loop: float32 / all, for each unit.",
         "",
-        "| kernel | target | registers | stack | shared | warps | instructions | unit | problem | at least, ms | by |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| kernel | target | registers | stack | shared | warps | instructions | unit | problem "
+        "| at least, ms | by | measured, ms |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         count, ms = row["instructions"], 1000 * max(row["seconds"].values())
+        measured = "" if row["measured"] is None else f"{1000 * row['measured']:.3g}"
         lines.append(
             f"| {row['kernel']} | {row['target']} ({row['device']}) | {row['registers']} | {row['stack']} | "
             f"{row['shared']} | {row['warps']} | {count['float32']:.2f} / {count['all']:.2f} | {row['unit']} | "
-            f"{row['problem']} | {ms:.3g} | {row['limit']} |"
+            f"{row['problem']} | {ms:.3g} | {row['limit']} | {measured} |"
         )
     return "\n".join(lines)
 
@@ -272,8 +313,19 @@ def main() -> None:
     parser.add_argument("--kernel", nargs="+", choices=everything, default=list(everything))
     parser.add_argument("--target", nargs="+", choices=DEVICES, default=list(DEVICES))
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--measure", action="store_true", help="run the problems on the CUDA device that is there")
     arguments = parser.parse_args()
+    measured = {}
+    if arguments.measure:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise SystemExit("--measure needs a CUDA device, got none")
+        target = "sm_{}{}".format(*torch.cuda.get_device_capability())
+        measured = {(name, target): seconds for name, seconds in measure(arguments.kernel).items()}
     rows = [cost(name, everything[name], target) for name in arguments.kernel for target in arguments.target]
+    for row in rows:
+        row["measured"] = measured.get((row["kernel"], row["target"]))
     print(json.dumps(rows, indent=1) if arguments.json else markdown(rows))
 
 
