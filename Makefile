@@ -11,7 +11,7 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check
 
 SANITIZE := -std=c++17 -O2 -g -ffp-contract=off -Wall -Wextra -pthread -fno-omit-frame-pointer
 
-.PHONY: run test test-slow lint bench sanitize limit install install-test clean
+.PHONY: run test test-slow lint bench gpu sanitize limit install install-test clean
 
 run: install  ## install, then DM2-AT on the digits that come with scikit-learn
 	$(PYTHON) -m dm2_fast run --strategy dm2-at
@@ -30,6 +30,12 @@ lint: install-test  ## style and types
 
 bench: install-test  ## the timings of every operation
 	$(PYTHON) -m pytest benches
+
+gpu: install-test  ## the Triton kernels on a CUDA device: tests, timings against torch, measured against predicted
+	$(PYTHON) -c 'import torch; assert torch.cuda.is_available(), "make gpu needs a CUDA device"'
+	$(PYTHON) -m pytest -k "gpu or triton or kernels or aot"
+	$(PYTHON) -m pytest benches
+	$(PYTHON) benches/static_cost.py --measure
 
 sanitize:  ## the C++ neighbour search under AddressSanitizer and UndefinedBehaviorSanitizer, then ThreadSanitizer
 	mkdir -p build

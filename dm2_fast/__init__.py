@@ -7,6 +7,7 @@ from dm2_fast.acquire import DM2Config, Picked, select
 from dm2_fast.adversarial import fgsm, pair_loss
 from dm2_fast.distance import knn, pairwise
 from dm2_fast.mixing import mix
+from dm2_fast.probe import linear_probe
 from dm2_fast.scoring import uncertainty
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ __all__ = [
     "RunConfig",
     "fgsm",
     "knn",
+    "linear_probe",
     "mix",
     "pair_loss",
     "pairwise",

@@ -14,6 +14,8 @@ except ImportError as error:
         "dm2_fast._C must be built, got no such module (pip install . or, to work on it, -e .)"
     ) from error
 
+_BATCH = 2**10  # mixtures held at a time
+
 
 def _array(rows: Tensor) -> NDArray[Any]:
     """The rows where they are; bfloat16, which NumPy lacks, as the int16 of its bits."""
@@ -133,3 +135,24 @@ def lower_to_nearest(x: Tensor, points: Tensor, distances: Tensor, *, num_thread
     _C.lower_to_nearest(
         _float(x).numpy(), _float(points).numpy(), distances.numpy(), num_threads=num_threads or torch.get_num_threads()
     )
+
+
+def linear_probe(
+    features: Tensor,
+    indices: Tensor,
+    coefficients: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    kind: str,
+    out: Tensor,
+    *,
+    num_threads: int | None = None,
+) -> None:
+    """`reference.linear_probe`, in batches that stay in the cache: `mix`, torch's matrix product, `uncertainty`."""
+    none = coefficients.new_empty(0)
+    weight, bias = weight.to(coefficients.dtype), bias.to(coefficients.dtype)
+    for i in range(0, len(out), _BATCH):
+        part = slice(i, i + _BATCH)
+        mixed = coefficients.new_empty(len(out[part]), features.shape[1])
+        mix(features, indices[part], coefficients[part], none, none, 1, mixed, num_threads=num_threads)
+        uncertainty(torch.nn.functional.linear(mixed, weight, bias), kind, out[part], num_threads=num_threads)

@@ -176,7 +176,7 @@ def knn(
     row_ids = torch.arange(len(rows), device=device)
     query_ids = row_ids if queries is None else torch.full((len(asked),), -1, device=device)
     steps = _BLOCK_STEPS if device.type == "cpu" else 256 * _BLOCK_STEPS
-    step = min(asked.block, max(64, steps // (len(rows) * d)))
+    step = min(asked.steps().step, max(64, steps // (len(rows) * d)))
     bar = tqdm(total=len(asked), desc="neighbours", unit="row", leave=False, disable=None if progress else True)
     with bar:
         if backends.whole_problems(module):

@@ -123,10 +123,31 @@ def mix(
     """
     if len(inputs.shape) < 2 or 0 in inputs.shape:
         raise ValueError(f"inputs must be a non-empty (m, ...) pool of samples, got shape {tuple(inputs.shape)}")
-    _check_rows("indices", indices, 2, len(inputs))
-    r = len(inputs) if rows is None else len(rows)
+    who, coefficients = terms(len(inputs), indices, lam, weights, rows)
+    pool, who = gather(inputs, who, "inputs")
+    if pool.dtype != torch.uint8 and not pool.is_floating_point():
+        raise TypeError(f"inputs must be uint8 or floating point, got {pool.dtype}")
+    return _weighted_sum(pool, who, coefficients, normalize, backend, num_threads)
+
+
+def terms(
+    m: int, indices: Tensor, lam: float | Tensor, weights: Tensor | None = None, rows: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Write Eq. 7 as one weighted sum over rows of a pool of m.
+
+    Args:
+        indices, lam, weights, rows: As in `mix`.
+
+    Returns:
+        The rows that take part, (r, 1 + n) int64, and their coefficients, (r, 1 + n) float64: first the row itself.
+
+    Raises:
+        ValueError, TypeError: As in `mix`.
+    """
+    _check_rows("indices", indices, 2, m)
+    r = m if rows is None else len(rows)
     rows = torch.arange(r, device=indices.device) if rows is None else rows.to(indices.device)
-    _check_rows("rows", rows, 1, len(inputs))
+    _check_rows("rows", rows, 1, m)
     if len(indices) != r:
         raise ValueError(f"indices must have one row for each of the {r} rows, got {len(indices)}")
 
@@ -150,10 +171,7 @@ def mix(
 
     lams = lams.expand(r)[:, None] if n else torch.ones(r, 1, dtype=torch.float64, device=indices.device)
     coefficients = torch.cat([lams, (1 - lams) * weights], dim=1)
-    pool, everyone = gather(inputs, torch.cat([rows[:, None], indices], dim=1), "inputs")
-    if pool.dtype != torch.uint8 and not pool.is_floating_point():
-        raise TypeError(f"inputs must be uint8 or floating point, got {pool.dtype}")
-    return _weighted_sum(pool, everyone, coefficients, normalize, backend, num_threads)
+    return torch.cat([rows[:, None], indices], dim=1), coefficients
 
 
 def _check_rows(name: str, rows: Tensor, ndim: int, m: int) -> None:

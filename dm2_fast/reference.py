@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 _TILE = 2**25  # differences held at a time
+_BATCH = 2**12  # mixtures held at a time
 
 
 def combine(l1: Tensor, l2_squared: Tensor, w1: float, w2: float) -> Tensor:
@@ -109,3 +110,16 @@ def lower_to_nearest(x: Tensor, points: Tensor, distances: Tensor) -> None:
             part = slice(i, i + max(1, _TILE // x.shape[1]))
             found = (x[part] - point).square().sum(1)
             distances[part] = torch.where(distances[part] > 0, found.minimum(distances[part]), distances[part])
+
+
+def linear_probe(
+    features: Tensor, indices: Tensor, coefficients: Tensor, weight: Tensor, bias: Tensor, kind: str, out: Tensor
+) -> None:
+    """Write the `uncertainty` of `F.linear((coefficients[:, :, None] * features[indices]).sum(1), weight, bias)` into
+    out (r,)."""
+    none = coefficients.new_empty(0)
+    for i in range(0, len(out), _BATCH):
+        part = slice(i, i + _BATCH)
+        mixed = coefficients.new_empty(len(out[part]), features.shape[1])
+        mix(features, indices[part], coefficients[part], none, none, 1, mixed)
+        uncertainty(torch.nn.functional.linear(mixed, weight.to(mixed.dtype), bias.to(mixed.dtype)), kind, out[part])

@@ -1,11 +1,12 @@
 """All distances, and the k nearest neighbours under the combined distance without storing the distance matrix.
 
-With rows scaled by scale[i] (1 / norm) as they are read, computes for every query i and row j
+With rows scaled by scale[i] (1 / norm), computes for every query i and row j
     l1, l2_squared = |q_i - x_j|.sum(), ((q_i - x_j) ** 2).sum()
     combine(l1, l2_squared, w1, w2) = w1 * l1 + w2 * sqrt(l2_squared)                                  Eqs. 4-6
-One program owns BLOCK_M queries and streams all rows past them. Differences are summed directly: a Gram matrix would
-cancel for near neighbours, which are what is looked for. The running best k stay in registers and are replaced by
-(distance, id), so the order of visits cannot change which rows are found.
+Differences are summed directly: a Gram matrix would cancel for near neighbours, which are what is looked for. One
+program owns BLOCK_M queries and streams rows past them. The running best k of a query stay in memory, where the largest
+(distance, id) is replaced by what is smaller, so the order of visits cannot change which rows are found. They take no
+register, and so k is any number; each replacement reads all k.
 """
 
 import torch
@@ -13,39 +14,38 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_NOBODY = tl.constexpr(2**62)  # ids of empty places, above every real id
-
-
-# (largest k_pad, BLOCK_M, num_warps): the difference tile [BLOCK_D, BLOCK_M, BLOCK_N] shares the registers with the
-# running best [BLOCK_M, k_pad], so a longer one takes fewer rows. None of them spills on sm_80, sm_90 or sm_100.
-_TILES = ((32, 32, 8), (64, 16, 4), (128, 16, 8), (256, 8, 4), (512, 4, 8))
-
-
-def _config(k_pad: int) -> dict[str, int]:
-    _, block_m, num_warps = next((tile for tile in _TILES if k_pad <= tile[0]), _TILES[-1])
-    return {"BLOCK_M": block_m, "BLOCK_N": 64, "BLOCK_D": 8, "num_warps": num_warps}
+# The difference tile [BLOCK_D, BLOCK_M, BLOCK_N] is summed over its first axis, which lies within one thread. With 4
+# warps a thread holds 32 pairs: 12 loads of 16 bytes bring 4 dimensions of its 12 rows for 128 differences, and its 64
+# sums leave room for two or three programs an SM. 64 x 64 is square and loads as little, and writing distances it needs
+# the fewest registers, but with the search behind it it spills with Triton 3.6, as 32 x 128 does where distances are
+# written on sm_100. Larger tiles and 16 dimensions spill too, smaller tiles load more. d and k are no matter, since
+# neither stays in registers, and three stages of a tile take 10 KB of shared memory, which every device has, so one
+# tile serves all. `benches/static_cost.py` has the numbers.
+_TILE = {"BLOCK_M": 32, "BLOCK_N": 128, "BLOCK_D": 8, "num_warps": 4}
+_PAIRWISE_TILE = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_D": 8, "num_warps": 4}
+_BLOCK_K = 16  # places of the running best that are moved at a time
+_STAGED = 2**26  # scaled elements held at a time
 
 
 @triton.jit
 def combine(l1, l2_squared, w1, w2):
-    return w1 * l1 + w2 * tl.sqrt_rn(l2_squared)
+    # Neither maximum changes a value; they keep the compiler from fusing a product into the sum, which would round once
+    # less than the other implementations do.
+    return tl.maximum(w1 * l1, 0.0) + tl.maximum(w2 * tl.sqrt_rn(l2_squared), 0.0)
 
 
 @triton.jit
 def _tile(
-    q_ptr, x_ptr, q_scale, x_scale, offs_m, offs_n, D, stride_q, stride_x, w1, w2,
+    q_ptr, x_ptr, rows_m, rows_n, D, w1, w2,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Distances of queries offs_m to rows offs_n, both within bounds: [BLOCK_M, BLOCK_N] float32."""
+    """Distances of queries rows_m to rows rows_n, both 64-bit and within bounds: [BLOCK_M, BLOCK_N] float32."""
     l1 = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     l2_squared = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for d in range(0, D, BLOCK_D):
+    for d in tl.range(0, D, BLOCK_D, num_stages=3):
         offs_d = d + tl.arange(0, BLOCK_D)
-        mask = offs_d[:, None] < D
-        q = tl.load(q_ptr + offs_m[None, :] * stride_q + offs_d[:, None], mask=mask, other=0.0).to(tl.float32)
-        x = tl.load(x_ptr + offs_n[None, :] * stride_x + offs_d[:, None], mask=mask, other=0.0).to(tl.float32)
-        q = q * q_scale[None, :]  # [BLOCK_D, BLOCK_M]
-        x = x * x_scale[None, :]  # [BLOCK_D, BLOCK_N]
+        q = tl.load(q_ptr + rows_m[None, :] * D + offs_d[:, None])  # [BLOCK_D, BLOCK_M]
+        x = tl.load(x_ptr + rows_n[None, :] * D + offs_d[:, None])  # [BLOCK_D, BLOCK_N]
         difference = q[:, :, None] - x[:, None, :]
         l1 += tl.sum(tl.abs(difference), 0)
         l2_squared += tl.sum(difference * difference, 0)
@@ -54,83 +54,94 @@ def _tile(
 
 @triton.jit
 def _pairwise_kernel(
-    q_ptr, q_scale_ptr, x_ptr, x_scale_ptr, out_ptr, M, N, D, stride_q, stride_x, w1, w2,
+    q_ptr, x_ptr, out_ptr, M, N, D, stride_out, w1, w2,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     offs_m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    rows_m = tl.minimum(offs_m, M - 1)  # clamped, so that loads need no row mask
-    q_scale = tl.load(q_scale_ptr + rows_m)
-    for n in range(0, N, BLOCK_N):
-        offs_n = n + tl.arange(0, BLOCK_N).to(tl.int64)
-        rows_n = tl.minimum(offs_n, N - 1)
-        x_scale = tl.load(x_scale_ptr + rows_n)
-        distance = _tile(
-            q_ptr, x_ptr, q_scale, x_scale, rows_m, rows_n, D, stride_q, stride_x, w1, w2, BLOCK_M, BLOCK_N, BLOCK_D
-        )
-        mask = (offs_m[:, None] < M) & (offs_n[None, :] < N)
-        tl.store(out_ptr + offs_m[:, None] * N + offs_n[None, :], distance, mask=mask)
+    offs_n = tl.program_id(1).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    rows_m, rows_n = tl.minimum(offs_m, M - 1), tl.minimum(offs_n, N - 1)  # clamped, so that loads need no mask
+    distance = _tile(q_ptr, x_ptr, rows_m, rows_n, D, w1, w2, BLOCK_M, BLOCK_N, BLOCK_D)
+    mask = (offs_m[:, None] < M) & (offs_n[None, :] < N)
+    tl.store(out_ptr + offs_m[:, None] * stride_out + offs_n[None, :], distance, mask=mask)
 
 
 @triton.jit
-def _worst(best, ids):
-    """The place in each running best that is replaced next: the largest (distance, id)."""
-    distance = tl.max(best, 1)
-    return distance, tl.max(tl.where(best == distance[:, None], ids, -1), 1)
-
-
-@triton.jit
-def _nearest(distances, ids, NOBODY: tl.constexpr):
-    """The candidate of each row that is inserted next: the smallest (distance, id)."""
-    distance = tl.min(distances, 1)
-    return distance, tl.min(tl.where(distances == distance[:, None], ids, NOBODY), 1)
+def _worst(best_ptr, ids_ptr, first_place, M, K, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr):
+    """(distance, id, number) of the entry of each running best that is replaced next: the largest (distance, id)."""
+    worst = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    worst_id = tl.full((BLOCK_M,), -1, tl.int64)
+    number = tl.zeros((BLOCK_M,), tl.int32)
+    for k in tl.range(0, K, BLOCK_K, num_stages=1):
+        offs_k = tl.minimum(k + tl.arange(0, BLOCK_K), K - 1)[None, :]
+        place = first_place[:, None] + offs_k.to(tl.int64) * M
+        held, held_id = tl.load(best_ptr + place), tl.load(ids_ptr + place)
+        far = tl.max(held, 1)
+        far_id = tl.max(tl.where(held == far[:, None], held_id, -1), 1)
+        at = tl.max(tl.where((held == far[:, None]) & (held_id == far_id[:, None]), offs_k, 0), 1)
+        farther = (far > worst) | ((far == worst) & (far_id > worst_id))
+        number = tl.where(farther, at, number)
+        worst, worst_id = tl.where(farther, far, worst), tl.where(farther, far_id, worst_id)
+    return worst, worst_id, number
 
 
 @triton.jit
 def _knn_kernel(
-    q_ptr, q_scale_ptr, q_ids_ptr, x_ptr, x_scale_ptr, x_ids_ptr, best_ptr, ids_ptr,
-    M, N, D, K, stride_q, stride_x, w1, w2, NOBODY: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, K_PAD: tl.constexpr,
+    q_ptr, q_ids_ptr, x_ptr, x_ids_ptr, best_ptr, ids_ptr, M, N, D, K, PART, w1, w2,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     offs_m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     rows_m = tl.minimum(offs_m, M - 1)
-    q_scale = tl.load(q_scale_ptr + rows_m)
     q_ids = tl.load(q_ids_ptr + rows_m)
-    offs_k = tl.arange(0, K_PAD)
-    places = rows_m[:, None] * K + tl.minimum(offs_k, K - 1)[None, :]
-    used = tl.broadcast_to(offs_k[None, :] < K, (BLOCK_M, K_PAD))
-    best = tl.where(used, tl.load(best_ptr + places), float("-inf"))  # unused places are never the worst
-    ids = tl.load(ids_ptr + places)
-    ids = tl.where(ids < NOBODY, ids, NOBODY + offs_k[None, :].to(tl.int64))  # distinct, so one place is replaced
-    worst, worst_id = _worst(best, ids)
-    for n in range(0, N, BLOCK_N):
-        offs_n = n + tl.arange(0, BLOCK_N).to(tl.int64)
-        rows_n = tl.minimum(offs_n, N - 1)
-        x_scale = tl.load(x_scale_ptr + rows_n)
-        x_ids = tl.load(x_ids_ptr + rows_n)
-        distance = _tile(
-            q_ptr, x_ptr, q_scale, x_scale, rows_m, rows_n, D, stride_q, stride_x, w1, w2, BLOCK_M, BLOCK_N, BLOCK_D
-        )
-        counts = (offs_n[None, :] < N) & (x_ids[None, :] != q_ids[:, None])
+    part = tl.program_id(1)  # of the rows, with a running best of its own: [part, K, M]
+    first_place = part.to(tl.int64) * K * M + rows_m
+    worst, worst_id, number = _worst(best_ptr, ids_ptr, first_place, M, K, BLOCK_M, BLOCK_K)
+    columns = tl.arange(0, BLOCK_N)
+    for n in tl.range(part * PART, tl.minimum(part * PART + PART, N), BLOCK_N, num_stages=1):
+        rows_n = tl.minimum(n + columns, N - 1).to(tl.int64)
+        distance = _tile(q_ptr, x_ptr, rows_m, rows_n, D, w1, w2, BLOCK_M, BLOCK_N, BLOCK_D)
+        counts = ((n + columns)[None, :] < N) & (tl.load(x_ids_ptr + rows_n)[None, :] != q_ids[:, None])
         distance = tl.where(counts, distance, float("inf"))
-        candidate_ids = tl.broadcast_to(x_ids[None, :], (BLOCK_M, BLOCK_N))
-        near, near_id = _nearest(distance, candidate_ids, NOBODY)
+        near, column = tl.min(distance, 1, return_indices=True)  # a tie goes to the leftmost: ids ascend
+        near_id = tl.load(x_ids_ptr + tl.minimum(n + column, N - 1))
         better = (near < worst) | ((near == worst) & (near_id < worst_id) & (near < float("inf")))
         while tl.max(better.to(tl.int32), 0) > 0:
-            replaced = better[:, None] & (best == worst[:, None]) & (ids == worst_id[:, None])
-            best = tl.where(replaced, near[:, None], best)
-            ids = tl.where(replaced, near_id[:, None], ids)
-            distance = tl.where(better[:, None] & (candidate_ids == near_id[:, None]), float("inf"), distance)
-            worst, worst_id = _worst(best, ids)
-            near, near_id = _nearest(distance, candidate_ids, NOBODY)
+            place = first_place + number.to(tl.int64) * M
+            tl.store(best_ptr + place, near, mask=better & (offs_m < M))
+            tl.store(ids_ptr + place, near_id, mask=better & (offs_m < M))
+            tl.debug_barrier()  # a thread reads what another one wrote
+            worst, worst_id, number = _worst(best_ptr, ids_ptr, first_place, M, K, BLOCK_M, BLOCK_K)
+            tl.debug_barrier()
+            distance = tl.where(columns[None, :] == column[:, None], float("inf"), distance)
+            near, column = tl.min(distance, 1, return_indices=True)
+            near_id = tl.load(x_ids_ptr + tl.minimum(n + column, N - 1))
             better = (near < worst) | ((near == worst) & (near_id < worst_id) & (near < float("inf")))
-    mask = used & (offs_m[:, None] < M)
-    tl.store(best_ptr + places, best, mask=mask)
-    tl.store(ids_ptr + places, ids, mask=mask)
 
 
-def _dense(rows: Tensor) -> Tensor:
-    """Rows that are strided inside are copied; any stride between rows is fine."""
-    return rows if rows.shape[1] <= 1 or rows.stride(1) == 1 else rows.contiguous()
+def _staged(rows: Tensor, scale: Tensor, block_d: int) -> Tensor:
+    """Scaled rows in float32, with zeros up to whole blocks of dimensions.
+
+    In the kernel the compiler would fuse the product into the difference, and equal rows would not be at distance zero.
+    """
+    n, d = rows.shape
+    staged = torch.zeros(n, triton.cdiv(d, block_d) * block_d, device=rows.device)
+    torch.mul(rows, scale[:, None], out=staged[:, :d])
+    return staged
+
+
+def _parts(queries: int, rows: int, device: torch.device, config: dict[str, int]) -> int:
+    """How many parts the rows are cut into, so that few queries fill a large device too."""
+    if device.type != "cuda":
+        return 1
+    wanted = 8 * torch.cuda.get_device_properties(device).multi_processor_count
+    return max(1, min(wanted // triton.cdiv(queries, config["BLOCK_M"]), rows // (4 * config["BLOCK_N"])))
+
+
+def _first(best: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The first k by (distance, id) of the entries of all parts, (parts, k, q): (q, k) each."""
+    k = best.shape[1]
+    ids, order = ids.flatten(0, 1).sort(dim=0)
+    best, by_distance = best.flatten(0, 1).gather(0, order).sort(dim=0, stable=True)
+    return best[:k].T, ids.gather(0, by_distance)[:k].T
 
 
 def pairwise(
@@ -145,15 +156,18 @@ def pairwise(
     config: dict[str, int] | None = None,
 ) -> None:
     """`reference.pairwise` in float32 arithmetic, for float32, float16 and bfloat16 rows."""
-    config = config or _config(2)
-    queries, rows = _dense(queries), _dense(rows)
-    grid = (triton.cdiv(len(queries), config["BLOCK_M"]),)
-    with torch.cuda.device_of(rows):
-        _pairwise_kernel[grid](
-            queries, query_scale, rows, row_scale, out,
-            len(queries), len(rows), rows.shape[1], queries.stride(0), rows.stride(0), w1, w2,
-            **config, enable_fp_fusion=True,
-        )  # fmt: skip
+    config = config or _PAIRWISE_TILE
+    step = max(1, _STAGED // rows.shape[1])
+    for j in range(0, len(rows), step):
+        x = _staged(rows[j : j + step], row_scale[j : j + step], config["BLOCK_D"])
+        for i in range(0, len(queries), step):
+            q = _staged(queries[i : i + step], query_scale[i : i + step], config["BLOCK_D"])
+            grid = (triton.cdiv(len(q), config["BLOCK_M"]), triton.cdiv(len(x), config["BLOCK_N"]))
+            with torch.cuda.device_of(x):
+                _pairwise_kernel[grid](
+                    q, x, out[i : i + step, j : j + step], len(q), len(x), x.shape[1], out.stride(0), w1, w2,
+                    **config, enable_fp_fusion=True,
+                )  # fmt: skip
 
 
 def knn(
@@ -169,20 +183,34 @@ def knn(
     w2: float,
     *,
     config: dict[str, int] | None = None,
+    parts: int | None = None,
 ) -> None:
-    """`reference.knn` in float32 arithmetic, for float32, float16 and bfloat16 rows."""
-    k_pad = max(2, triton.next_power_of_2(distances.shape[1]))
-    config = config or _config(k_pad)
-    queries, rows = _dense(queries), _dense(rows)
-    grid = (triton.cdiv(len(queries), config["BLOCK_M"]),)
-    with torch.cuda.device_of(rows):
-        _knn_kernel[grid](
-            queries, query_scale, query_ids, rows, row_scale, row_ids, distances, indices,
-            len(queries), len(rows), rows.shape[1], distances.shape[1], queries.stride(0), rows.stride(0), w1, w2,
-            _NOBODY, **config, K_PAD=k_pad, enable_fp_fusion=True,
-        )  # fmt: skip
-    by_id = indices.argsort(dim=1)
-    by_distance = distances.gather(1, by_id).argsort(dim=1, stable=True)
-    order = by_id.gather(1, by_distance)
-    distances.copy_(distances.gather(1, order))
-    indices.copy_(indices.gather(1, order))
+    """`reference.knn` in float32 arithmetic, for float32, float16 and bfloat16 rows.
+
+    Args:
+        config: Another tile than `_TILE`.
+        parts: How many programs share the rows for each block of queries; None for what fills the device. The result
+            is the same.
+    """
+    config = config or _TILE
+    step = max(1, _STAGED // rows.shape[1])
+    if bool((row_ids.diff() < 0).any()):
+        row_ids, order = row_ids.sort()
+        rows, row_scale = rows[order], row_scale[order]
+    for j in range(0, len(rows), step):
+        x = _staged(rows[j : j + step], row_scale[j : j + step], config["BLOCK_D"])
+        x_ids = row_ids[j : j + step].contiguous()
+        for i in range(0, len(queries), step):
+            q = _staged(queries[i : i + step], query_scale[i : i + step], config["BLOCK_D"])
+            cut = parts or _parts(len(q), len(x), x.device, config)
+            best = torch.full((cut, distances.shape[1], len(q)), torch.inf, device=x.device)
+            ids = torch.full(best.shape, torch.iinfo(torch.int64).max, device=x.device)
+            best[0], ids[0] = distances[i : i + step].T, indices[i : i + step].T
+            blocks = triton.cdiv(triton.cdiv(len(x), cut), config["BLOCK_N"])
+            with torch.cuda.device_of(x):
+                _knn_kernel[triton.cdiv(len(q), config["BLOCK_M"]), cut](
+                    q, query_ids[i : i + step].contiguous(), x, x_ids, best, ids,
+                    len(q), len(x), x.shape[1], best.shape[1], blocks * config["BLOCK_N"], w1, w2,
+                    **config, BLOCK_K=_BLOCK_K, enable_fp_fusion=True,
+                )  # fmt: skip
+            distances[i : i + step], indices[i : i + step] = _first(best, ids)

@@ -42,7 +42,10 @@ def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few large tiles, since the interpreter pays per operation and not per element."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         tile = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_D": 32, "num_warps": 4}
-        monkeypatch.setattr(importlib.import_module("dm2_fast.kernels.knn"), "_config", lambda k_pad: dict(tile))
+        module = importlib.import_module("dm2_fast.kernels.knn")
+        monkeypatch.setattr(module, "_TILE", tile)
+        monkeypatch.setattr(module, "_PAIRWISE_TILE", tile)
+        monkeypatch.setattr(module, "_BLOCK_K", 64)
 
 
 @pytest.fixture(params=["torch", "cpp", "triton"])

@@ -1,3 +1,4 @@
+import importlib
 from itertools import permutations
 from pathlib import Path
 from types import ModuleType
@@ -287,7 +288,19 @@ def test_a_database_in_blocks_gives_the_same_bits_in_triton() -> None:
     one = run_leaf(kernels(), x, scale, ids, 7, [slice(0, 50)], config=TILE)
     blocks = [slice(0, 3), slice(3, 40), slice(40, 50)]
     for order in ([0, 1, 2], [2, 1, 0]):
-        same(run_leaf(kernels(), x, scale, ids, 7, [blocks[i] for i in order], config=TILE), one)
+        for parts in (1, 2):
+            cut = [blocks[i] for i in order]
+            same(run_leaf(kernels(), x, scale, ids, 7, cut, config=TILE, parts=parts), one)
+
+
+def test_parts_and_staged_blocks_of_the_rows_do_not_change_a_bit_in_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, scale = leaf_inputs(50, 9)
+    ids, everyone, tile = torch.arange(50), [slice(0, 50)], TILE | {"BLOCK_N": 16}
+    want = run_leaf(kernels(), x, scale, ids, 2, everyone, config=TILE)
+    assert_knn_close(*want, x, 2)
+    for parts, staged in ((4, 2**20), (2, 9 * 30)):
+        monkeypatch.setattr(importlib.import_module("dm2_fast.kernels.knn"), "_STAGED", staged)
+        same(run_leaf(kernels(), x, scale, ids, 2, everyone, config=tile, parts=parts), want)
 
 
 @pytest.mark.parametrize("module", ["reference", "cpp", "kernels"])
@@ -300,6 +313,13 @@ def test_ties_go_to_the_lower_id_and_not_to_the_first_seen(module: str) -> None:
         _, who = run_leaf(leaf, x, scale, ids, 4, blocks, **options)
         for own, found in zip(ids.tolist(), who.tolist(), strict=True):
             assert found == sorted(set(ids.tolist()) - {own})[:4]
+
+
+def test_of_equal_distances_the_higher_id_is_replaced_in_any_block_of_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("dm2_fast.kernels.knn"), "_BLOCK_K", 2)
+    x = torch.eye(4)[[0, 1, 1, 2, 2, 3, 3, 1, 0, 0, 0]]  # seven rows as far as one another, then three equal ones
+    _, who = run_leaf(kernels(), x, torch.ones(11), torch.arange(11), 5, [slice(0, 8), slice(8, 11)], config=TILE)
+    assert who[0].tolist() == [8, 9, 10, 1, 2]
 
 
 @pytest.mark.parametrize("module", ["reference", "cpp", "kernels"])
