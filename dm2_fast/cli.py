@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
             execute(*(_build(config, parsed[parsed.subcommand]) for config in configs))
-    except (ValueError, OSError) as error:
+    except (ValueError, TypeError, OSError) as error:
         _fail(str(error))
     except KeyboardInterrupt:
         resumed = "; the same command goes on where it stopped" if parsed.subcommand in _RESUMABLE else ""
@@ -132,6 +132,9 @@ _METAVARS = {
     "strategy": "{" + ",".join(strategies.names()) + "}|MODULE:FUNCTION",
     "dataset_sha256": "HEX",
     "seeds": "N,N,...",
+    "budgets": "N,N,...",
+    "classes": "N,N,...",
+    "methods": "NAME,NAME,...",
     "strategies": "NAME,NAME,...",
 }
 

@@ -162,3 +162,52 @@ def test_a_function_that_is_not_there_is_named_before_any_work(parts: Path) -> N
         with pytest.raises(ValueError, match="'my_own:nothing' must name a function of my_own"):
             dm2_fast.run(RunConfig(**{name: "my_own:nothing", "output": parts / "run"}))
     assert not (parts / "run").exists()
+
+
+FRAGILE = """
+import os
+import torch
+from torch import nn
+from dm2_fast import Picked
+
+class Fragile(nn.Sequential):
+    def forward(self, x):
+        if os.environ.get("FRAGILE") == "model" and len(x) > 11:
+            raise ValueError("their own words")
+        return super().forward(x)
+
+def build(channels, size, classes):
+    if os.environ.get("FRAGILE") == "build":
+        raise KeyError("their own words")
+    return Fragile(nn.Flatten(), nn.Linear(channels * size[0] * size[1], classes))
+
+def choose(round, budget, options):
+    if os.environ.get("FRAGILE") == "strategy":
+        raise TypeError("their own words")
+    return Picked(torch.arange(budget), None)
+"""
+
+
+@pytest.mark.parametrize(
+    ("broken", "cause", "message"),
+    [
+        ("build", KeyError, r"^fragile:build raised KeyError when called with 1, \(8, 8\), 10$"),
+        ("model", ValueError, r"^the model of fragile:build raised ValueError on images of shape \(1, 8, 8\)$"),
+        ("strategy", TypeError, "^fragile:choose raised TypeError when asked for 3 of 38 rows$"),
+    ],
+)
+def test_an_error_of_the_user_s_code_stays_theirs_and_nothing_is_lost(
+    broken: str, cause: type, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "fragile.py").write_text(FRAGILE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    quick = RunConfig(initial=12, budget=3, rounds=1, pool=50, test=20, training=TrainingConfig(epochs=1))
+    config = replace(quick, strategy="fragile:choose", model="fragile:build", output=tmp_path / "run")
+    monkeypatch.setenv("FRAGILE", broken)
+    with pytest.raises(RuntimeError, match=message) as caught:
+        dm2_fast.run(config)
+    assert type(caught.value.__cause__) is cause
+    assert "their own words" in str(caught.value.__cause__)
+    monkeypatch.delenv("FRAGILE")
+    assert len(dm2_fast.run(config).rounds) == 2

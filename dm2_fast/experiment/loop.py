@@ -104,7 +104,8 @@ def _run(config: RunConfig, oracle: Oracle | None, echo: Callable[[str], None]) 
                 remove_questions(folder.path)
             if len(state.results) > rounds:
                 return Result(folder.path, state.results, state.chosen, model)
-            model = _round(config, oracle, data, pool, test, folder, state, device)
+            with plugins.naming(config.model, f"images of shape {tuple(data.x.shape[1:])}"):
+                model = _round(config, oracle, data, pool, test, folder, state, device)
             echo(_line(state.results[-1]))
 
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn, zeros
 
-from dm2_fast.experiment.plugins import is_plugin, load_function
+from dm2_fast.experiment.plugins import is_plugin, load_function, naming, of_the_user
 from dm2_fast.scoring import evaluating, model_device
 
 NAMES = ("cnn", "mobilenet", "resnet18", "resnet34", "vgg16")
@@ -34,7 +34,10 @@ def build(name: str, channels: int, size: tuple[int, int], classes: int) -> nn.M
             something else.
     """
     if is_plugin(name):
-        return _checked(load_function(name)(channels, size, classes), name, channels, size, classes)
+        function = load_function(name)
+        with of_the_user(name, f"when called with {channels}, {size}, {classes}"):
+            model = function(channels, size, classes)
+        return _checked(model, name, channels, size, classes)
     if name == "cnn":
         if min(size) < 4:
             raise ValueError(f"images must be at least 4x4 for the model cnn, got {size[0]}x{size[1]}")
@@ -51,7 +54,7 @@ def build(name: str, channels: int, size: tuple[int, int], classes: int) -> nn.M
 def _checked(model: object, name: str, channels: int, size: tuple[int, int], classes: int) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ValueError(f"model {name} must return a torch.nn.Module, got {type(model).__name__}")
-    with evaluating(model):
+    with evaluating(model), naming(name, f"images of shape {(channels, *size)}"):
         logits = model(zeros(2, channels, *size, device=model_device(model)))
     got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if got != (2, classes):

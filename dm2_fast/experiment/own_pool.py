@@ -2,8 +2,7 @@
 
 import csv
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +16,7 @@ from dm2_fast import strategies
 from dm2_fast.acquire import DM2Config, Picked
 from dm2_fast.experiment.config import strategy_options
 from dm2_fast.experiment.devices import reproducible, usable_device
-from dm2_fast.experiment.plugins import is_plugin, load_function
+from dm2_fast.experiment.plugins import is_plugin, load_function, naming, of_the_user
 from dm2_fast.experiment.pool_files import PoolRows, contiguous, load_weights, open_array, read_head, read_labelled
 from dm2_fast.experiment.sheet import draw_chosen
 from dm2_fast.mixing import Normalize
@@ -138,7 +137,7 @@ def select_from_files(config: SelectConfig, *, echo: Callable[[str], None] | Non
         forward = _forward(config, model, array, unlabelled, Path(unfinished))
         labelled_set = PoolRows("pool", array, labelled)
         state = Round(forward, config.seed, config.round, unlabelled, labelled_set, labels)
-        with _naming(config.model, f"samples of shape {array.shape[1:]}"):
+        with naming(config.model, f"samples of shape {array.shape[1:]}"):
             picked = strategies.get(config.strategy)(state, config.budget, strategy_options(config))
         folder = Path(unfinished) / "selection"
         folder.mkdir()
@@ -192,10 +191,8 @@ def _forward(
 def _model(config: SelectConfig) -> nn.Module:
     """The user's model, with the weights in the file if there is one."""
     function = load_function(str(config.model))
-    try:
+    with of_the_user(str(config.model), "when called without arguments"):
         model = function()
-    except Exception as error:
-        raise RuntimeError(f"{config.model} raised {type(error).__name__} when called without arguments") from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"{config.model} must return a torch.nn.Module, got {type(model).__name__}")
     if config.weights is not None:
@@ -212,22 +209,6 @@ def _statistics(text: str) -> Normalize:
             f"normalize must be mean/std, as in 0.5/0.25 or 0.49,0.48,0.45/0.20,0.20,0.20, got {text!r}"
         ) from None
     return mean, std
-
-
-@contextmanager
-def _naming(model: str | None, what: str) -> Iterator[None]:
-    """Say in one line below the traceback when it is the user's model that raised."""
-    try:
-        yield
-    except Exception as error:
-        frame = error.__traceback__
-        while frame is not None:
-            if model is not None and frame.tb_frame.f_code is nn.Module._call_impl.__code__:
-                raise RuntimeError(f"the model of {model} raised {type(error).__name__} on {what}") from error
-            frame = frame.tb_next
-        if isinstance(error, TypeError):
-            raise ValueError(str(error)) from error
-        raise
 
 
 def _write(folder: Path, config: SelectConfig, state: Round, picked: Picked, m: int) -> None:

@@ -2,12 +2,13 @@
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dm2_fast import strategies
 from dm2_fast.acquire import Picked
@@ -43,6 +44,29 @@ def load_function(name: str) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
+@contextmanager
+def of_the_user(name: str, when: str) -> Iterator[None]:
+    """Around the user's own code: its error keeps its traceback, and a line below says whose it is."""
+    try:
+        yield
+    except Exception as error:
+        raise RuntimeError(f"{name} raised {type(error).__name__} {when}") from error
+
+
+@contextmanager
+def naming(model: str | None, what: str) -> Iterator[None]:
+    """Around our code that runs a model: if that is the user's and it raised, as `of_the_user`."""
+    try:
+        yield
+    except Exception as error:
+        frame = error.__traceback__
+        while frame is not None:
+            if model is not None and is_plugin(model) and frame.tb_frame.f_code is nn.Module._call_impl.__code__:
+                raise RuntimeError(f"the model of {model} raised {type(error).__name__} on {what}") from error
+            frame = frame.tb_next
+        raise
+
+
 def strategy(name: str) -> Strategy:
     """One of our strategies, or `package.module:function` for a user's, called as `function(round, budget, options)`.
 
@@ -54,7 +78,8 @@ def strategy(name: str) -> Strategy:
     function = load_function(name)
 
     def choose(round: Round, budget: int, options: Any) -> Picked:
-        picked = function(round, budget, options)
+        with of_the_user(name, f"when asked for {budget} of {len(round)} rows"):
+            picked = function(round, budget, options)
         _check_picked(picked, f"strategy {name}", budget, len(round))
         return picked  # type: ignore[no-any-return]
 

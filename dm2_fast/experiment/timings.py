@@ -130,7 +130,7 @@ def _write(file: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) 
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(header)
         for row in rows:
-            writer.writerow(["" if v is None else f"{v:.6g}" if isinstance(v, float) else v for v in row])
+            writer.writerow(["" if value is None else value for value in row])
 
 
 def markdown(lines: Sequence[Line], header: Sequence[str]) -> str:
