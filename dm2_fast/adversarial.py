@@ -1,5 +1,6 @@
 """Fast gradient sign perturbations of chosen samples, and the loss over clean and adversarial pairs (Eqs. 12-16)."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dm2_fast.mixing import Normalize, channel_statistics
-from dm2_fast.scoring import check_logits, evaluating, model_device, model_dtype
+from dm2_fast.scoring import check_logits, evaluating, first_line, model_device, model_dtype, out_of_memory
 
 
 def fgsm(
@@ -57,25 +58,39 @@ def fgsm(
             raise ValueError(f"y must have shape ({len(x)},), got {tuple(y.shape)}")
     device, dtype = model_device(model), model_dtype(model)
     mean, std = _broadcast(normalize, pixels, device, dtype)
+
+    def attacked(rows: slice) -> Tensor:
+        inputs = pixels[rows].to(device, dtype).requires_grad_()
+        with torch.enable_grad():
+            logits = check_logits(model((inputs - mean) / std))
+            labels = logits.detach().argmax(1) if y is None else y[rows].to(device)
+            if labels.min() < 0 or labels.max() >= logits.shape[1]:
+                raise ValueError(
+                    f"y must be in [0, {logits.shape[1] - 1}], got {labels.min().item()} to {labels.max().item()}"
+                )
+            # The cross-entropy is softplus(u), which rises with u: its gradient has the same sign, but rounds to
+            # zero for a confident row where that of u does not.
+            own = logits.gather(1, labels[:, None])
+            u = logits.scatter(1, labels[:, None], -torch.inf).logsumexp(1, keepdim=True) - own
+            (gradient,) = torch.autograd.grad(u.sum(), inputs)
+        return (pixels[rows] + epsilon * gradient.sign().to(pixels.device, pixels.dtype)).clamp(0, 1)
+
     parts: list[Tensor] = []
-    with evaluating(model), _frozen(model):
-        starts = range(0, len(pixels), batch_size)
-        for i in tqdm(starts, desc="fgsm", leave=False, disable=None if progress else True):
-            part = pixels[i : i + batch_size]
-            inputs = part.to(device, dtype).requires_grad_()
-            with torch.enable_grad():
-                logits = check_logits(model((inputs - mean) / std))
-                labels = logits.detach().argmax(1) if y is None else y[i : i + batch_size].to(device)
-                if labels.min() < 0 or labels.max() >= logits.shape[1]:
-                    raise ValueError(
-                        f"y must be in [0, {logits.shape[1] - 1}], got {labels.min().item()} to {labels.max().item()}"
-                    )
-                # The cross-entropy is softplus(u), which rises with u: its gradient has the same sign, but rounds to
-                # zero for a confident row where that of u does not.
-                own = logits.gather(1, labels[:, None])
-                u = logits.scatter(1, labels[:, None], -torch.inf).logsumexp(1, keepdim=True) - own
-                (gradient,) = torch.autograd.grad(u.sum(), inputs)
-            parts.append((part + epsilon * gradient.sign().to(part.device, part.dtype)).clamp(0, 1))
+    done, size, shortage = 0, batch_size, ""
+    bar = tqdm(total=len(pixels), desc="fgsm", leave=False, disable=None if progress else True)
+    with evaluating(model), _frozen(model), bar:
+        while done < len(pixels):
+            try:
+                parts.append(attacked(slice(done, done + size)))
+            except (RuntimeError, MemoryError) as error:
+                if size == 1 or not out_of_memory(error):
+                    raise
+                size, shortage = size // 2, first_line(error)
+            else:
+                done += len(parts[-1])
+                bar.update(len(parts[-1]))
+    if size < batch_size:
+        warnings.warn(f"batch_size={batch_size} is halved to {size}: {shortage}", stacklevel=2)
     return torch.cat(parts)
 
 

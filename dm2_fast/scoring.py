@@ -337,9 +337,9 @@ class ForwardPass:
                         batch = self._batch(recipe, start, rows, 1 if engine.threads else self.num_threads)
                         parts.append(self._outputs(engine, batch, features, start, min(rows, end - start)))
                     except (RuntimeError, MemoryError) as error:
-                        if rows == 1 or not _out_of_memory(error):
+                        if rows == 1 or not out_of_memory(error):
                             raise
-                        limit, shortage = min(limit, rows // 2), _first_line(error)
+                        limit, shortage = min(limit, rows // 2), first_line(error)
                     else:
                         start += rows
             return parts
@@ -430,12 +430,14 @@ def _threads_of_torch(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that there is not enough memory."""
     cpu = ("can't allocate memory", "not enough memory")  # of torch's allocator on Linux and on Windows
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in cpu)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says first."""
     return (str(error) or type(error).__name__).splitlines()[0]
 
 

@@ -193,3 +193,25 @@ def test_wrong_arguments_of_pair_loss_are_named() -> None:
         pair_loss(z, z, y, y, 1.2)
     with pytest.raises(ValueError, match="y and twins must match the logits, got 2 labels for 3 rows"):
         pair_loss(z, z, y[:2], y)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no room"), MemoryError("no room")])
+def test_a_batch_that_does_not_fit_is_halved_with_one_warning(error: Exception) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(12, 3)
+
+    class Small(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if len(x) > limit:
+                raise error
+            return linear(x.flatten(1))
+
+    x, limit = torch.rand(11, 3, 2, 2), 11
+    expected = fgsm(Small(), x, None, 0.1)
+    limit = 3
+    with pytest.warns(UserWarning, match="batch_size=8 is halved to 2: no room") as warned:
+        assert torch.equal(fgsm(Small(), x, None, 0.1, batch_size=8), expected)
+    assert len(warned) == 1
+    limit = 0
+    with pytest.raises(type(error), match="no room"):
+        fgsm(Small(), x, None, 0.1, batch_size=8)

@@ -226,7 +226,7 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(tmp_path: Path, reference: dict
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "run" / "checkpoints" / "after_001.pt").exists():
         assert process.poll() is None
-        time.sleep(0.002)
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     assert process.communicate()[1].splitlines()[-1].startswith("dm2-fast: interrupted")
     assert process.returncode == 130

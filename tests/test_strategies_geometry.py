@@ -293,10 +293,13 @@ def naive_network(pool: Tensor, labelled: Tensor, lam: float, seed: int, round: 
 @pytest.mark.parametrize("signed", [False, True])
 def test_the_graph_is_the_dense_one(signed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph_network, "_BLOCK", 16)
-    x = rows(40, 13) - (0.8 if signed else 0.0)
+    x = rows(40, 13)
     x[5] = 0
+    if signed:
+        x[30:] *= -1  # these are more unlike the rest than like each other
     a = dense_adjacency(F.normalize(x).double())
-    assert ((a - torch.eye(40)).abs().sum(0) == 0).sum() == (1 if not signed else 1 + int(_lonely(x)))
+    assert _lonely(x) == (10 if signed else 0)
+    assert ((a - torch.eye(40)).abs().sum(0) == 0).sum() == 1 + _lonely(x)
     f = torch.randn(40, 3, generator=torch.Generator().manual_seed(1))
     with graph_network.ThreadPoolExecutor(2) as executor:
         network = graph_network.GraphNetwork(F.normalize(x), executor, 0, 0)

@@ -24,7 +24,7 @@ from dm2_fast.strategies import Round
 
 STAGES = (
     "train", "evaluate", "logits", "features", "labelled", "dropout", "noise",
-    "neighbours", "mixed", "choose", "perturb",
+    "neighbours", "mixed", "radius", "edges", "choose", "perturb",
 )  # fmt: skip
 ROUND_COLUMNS = ("round", "labelled", "accuracy", "accuracy_fgsm", "loss", "epsilon", *(f"seconds_{s}" for s in STAGES))
 SELECTED_COLUMNS = ("round", "order", "row", "score", "label")

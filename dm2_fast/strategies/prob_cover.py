@@ -17,7 +17,7 @@ from dm2_fast.scoring import model_device
 from dm2_fast.strategies.k_center import k_center_greedy, lower_to_nearest, nearest_squared
 from dm2_fast.strategies.round import Round
 
-MOST_EDGES = 2 * 10**8  # of both directions: about 1.5 GB at the peak
+MOST_EDGES = 2 * 10**8  # of both directions, which bounds the memory
 _BLOCK = 2**24  # pairs looked at together
 
 
