@@ -30,20 +30,6 @@ NORMALIZE = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 STAGES = ("features", "neighbours", "mixed", "choose")
 
 
-def build(name: str) -> nn.Module:
-    """A network of `dm2_fast run`, or one of torchvision for 32x32 images."""
-    if name in models.NAMES:
-        return models.build(name, 3, (32, 32), 10)
-    if name == "resnet18":
-        model = torchvision.models.resnet18(num_classes=10)
-        model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
-        return model
-    if name == "vgg16":
-        body = torchvision.models.vgg16_bn(num_classes=10).features
-        return nn.Sequential(body, nn.Flatten(), nn.Dropout(), nn.Linear(512, 10))
-    raise ValueError(f"models must be {', '.join(models.NAMES)}, resnet18 or vgg16, got {name!r}")
-
-
 def images(data_dir: Path, pool: int) -> tuple[Tensor, Tensor]:
     data = torchvision.datasets.CIFAR10(str(data_dir), train=True)
     x = torch.from_numpy(data.data[:pool]).permute(0, 3, 1, 2).contiguous()
@@ -57,7 +43,7 @@ def normalized(x: Tensor) -> Tensor:
 
 def trained(name: str, x: Tensor, y: Tensor, steps: int = 8) -> nn.Module:
     torch.manual_seed(0)
-    model = build(name)
+    model = models.build(name, 3, (32, 32), 10)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # statistics of all steps, where a moving average would need more of them

@@ -29,8 +29,8 @@ from dm2_fast.strategies import Round
 from dm2_fast.strategies.bald import BALDConfig
 from dm2_fast.strategies.noise_stability import NoiseStabilityConfig, noise
 
-_FEW = 64  # rows of the trial run that tells what each method needs, and about how long it takes
-_TRIALS = (4, 16)  # budgets of it
+# Rows and budget of the trial runs that tell what each method needs, and about how long it takes.
+_TRIALS = ((64, 4), (64, 16), (128, 4))
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,8 @@ def _table4(config: Table4Config, device: torch.device, echo: Callable[[str], No
     order = shuffled(torch.arange(len(data.x)), config.seed, "initial")
     labelled, pool = order[: config.labelled], order[config.labelled :][: config.pool].sort().values
     model = _trained(folder / "model.pt", recipe, data, labelled, device)
-    few = {method: _trial(method, _real(model, data, labelled[:_FEW], pool[:_FEW], config)) for method in methods}
+    small = partial(_real, model, data, labelled[:64], config=config)
+    trials = {method: _trial(method, lambda rows: small(pool[:rows])) for method in methods}
     real = _real(model, data, labelled, pool, config)
     clock = Clock(folder / "timings.csv", device)
     wanted = [Wanted("budget", len(data.classes), budget) for budget in budgets]
@@ -137,13 +138,16 @@ def _table4(config: Table4Config, device: torch.device, echo: Callable[[str], No
         if not all(clock.has(part, "selection", method, repeat) for repeat in range(config.repeats))
     ]
     if missing:
-        seconds = max(trial.passes for trial in few.values()) * config.pool / _FEW
-        seconds += sum(few[method].selection(part.budget, config.pool) for part, method in missing) * config.repeats
+        needed = {name for _, method in missing for name in trials[method].needs}
+        seconds = sum(max(t.passes(config.pool).get(name, 0.0) for t in trials.values()) for name in needed)
+        seconds += sum(trials[method].selection(part.budget, config.pool) for part, method in missing) * (
+            1 + config.repeats
+        )
         echo(f"{len(missing)} acquisitions to time, about {max(1, round(seconds / 60))} minutes")
     of_classes = cache(partial(_synthetic, real, seed=config.seed))
     for part, method in missing:
         state = real if part.axis == "budget" else of_classes(part.classes)
-        _time(part, method, state, few[method].needs, config.repeats, clock)
+        _time(part, method, state, trials[method].needs, config.repeats, clock)
         seconds = median(t.seconds for t in clock.of(part, "selection", method))
         echo(f"{part.axis:<8} {method:<18} B = {part.budget:<6} C = {part.classes:<5} selection {seconds:9.3f} s")
 
@@ -249,28 +253,35 @@ _PASSES: dict[str, Callable[[Round], Any]] = {
 
 @dataclass(frozen=True)
 class _Trial:
-    """What a method needs, and how long it takes, by a run on few rows."""
+    """What a method needs, and the seconds of its passes and selections in `_TRIALS`."""
 
     needs: tuple[str, ...]
-    passes: float
-    seconds: tuple[float, float]
+    spent: tuple[dict[str, float], ...]
+    seconds: tuple[float, ...]
+
+    def passes(self, pool: int) -> dict[str, float]:
+        """About the seconds of each pass: a line through few rows and twice as many."""
+        few, _, more = self.spent
+        return {name: few[name] + max(0.0, more[name] - few[name]) * (pool / 64 - 1) for name in few}
 
     def selection(self, budget: int, pool: int) -> float:
-        """About the seconds of a selection: linear in the pool and in the budget."""
-        (less, more), (first, second) = _TRIALS, self.seconds
-        slope = max(0.0, (second - first) / (more - less))
-        return (first + slope * (budget - less)) * pool / _FEW
+        """About the seconds of a selection: a line in the rows, and one in the budget that rows make steeper."""
+        first, by_budget, by_rows = self.seconds
+        rise = max(0.0, by_budget - first) / 12 * (1 + pool / 4096)
+        return first + max(0.0, by_rows - first) * (pool / 64 - 1) + rise * (budget - 4)
 
 
-def _trial(method: str, round: Round) -> _Trial:
-    picks = [strategies.get(method)(round, budget, None) for budget in (*_TRIALS[:1], *_TRIALS)][1:]
-    spent = round.seconds | {name: s for name, s in picks[0].seconds.items() if name == "mixed"}
-    needs = {"features" if name == "logits" else name for name in spent}
-    if method == "dm2-at":
-        needs.add("perturb")
-    seconds = [sum(s for name, s in picked.seconds.items() if name != "mixed") for picked in picks]
+def _trial(method: str, round_of: Callable[[int], Round]) -> _Trial:
+    spent, seconds = [], []
+    for rows, budget in ((64, 4), *_TRIALS):  # the first one warms up
+        state = round_of(rows)
+        picked = strategies.get(method)(state, budget, None)
+        mixed = {name: s for name, s in picked.seconds.items() if name == "mixed"}
+        spent.append({("features" if name == "logits" else name): s for name, s in (state.seconds | mixed).items()})
+        seconds.append(sum(picked.seconds.values()) - sum(mixed.values()))
     order = (*_PASSES, "perturb")
-    return _Trial(tuple(sorted(needs, key=order.index)), sum(spent.values()), (seconds[0], seconds[1]))
+    needs = {*spent[0], *(["perturb"] if method == "dm2-at" else [])}
+    return _Trial(tuple(sorted(needs, key=order.index)), tuple(spent[1:]), tuple(seconds[1:]))
 
 
 def _time(part: Wanted, method: str, round: Round, needs: tuple[str, ...], repeats: int, clock: Clock) -> None:
