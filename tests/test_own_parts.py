@@ -20,6 +20,7 @@ from dm2_fast.strategies import Round
 EXAMPLE = Path(__file__).parent.parent / "examples" / "own_parts.py"
 
 
+@pytest.mark.slow
 def test_the_example_runs_word_for_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -118,6 +118,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")  # small batches
 @pytest.mark.parametrize("name", FAMILIES)
 def test_torchvision_classifiers_keep_their_logits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,6 +132,7 @@ def test_damaged_files_are_named(file: str, content: str | None, tmp_path: Path)
 QUICK = RunConfig(initial=10, budget=4, rounds=1, pool=50, test=30, training=TrainingConfig(epochs=1))
 
 
+@pytest.mark.slow
 def test_a_sweep_leaves_the_runs_it_would_alone_and_their_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

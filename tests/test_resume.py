@@ -218,6 +218,7 @@ def test_a_training_goes_on_in_its_middle(optimizer: str, tmp_path: Path, monkey
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_run_that_can_be_resumed(tmp_path: Path, reference: dict[str, Any]) -> None:
     (tmp_path / "run").mkdir()
     with (tmp_path / "config.yaml").open("wb") as file:

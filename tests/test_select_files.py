@@ -515,6 +515,7 @@ print(peak[0] - start)
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_features() -> None:
     random = np.random.default_rng(0)
     m, d = 40000, 512
@@ -533,7 +534,9 @@ def test_memory_does_not_grow_with_the_features() -> None:
 def test_the_readme_s_commands_choose_from_the_example_s_files(capsys: pytest.CaptureFixture[str]) -> None:
     section = (ROOT / "README.md").read_text().split("## Your own data")[1].split("\n## ")[0]
     example, *commands = [
-        line.split() for line in section.splitlines() if re.match(r"    (python|dm2-fast select) ", line)
+        line.split()
+        for line in section.splitlines()
+        if re.match(r"    (python examples/select_images|dm2-fast select)", line)
     ]
     assert len(commands) == 2
     Path("examples").mkdir()
