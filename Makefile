@@ -20,7 +20,7 @@ run: install  ## install, then DM2-AT on the digits that come with scikit-learn
 test: install-test  ## install, then the test suite but for its slow part
 	$(PYTHON) -m pytest -m "not slow"
 
-test-slow: install-test  ## the slow part: runs killed at many moments, large networks, whole commands
+test-slow: install-test  ## the slow part: kills, compilers, large networks, whole commands
 	$(PYTHON) -m pytest -m slow
 
 lint: install-test  ## style and types

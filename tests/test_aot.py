@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow  # it compiles every kernel three times
+
 TARGETS = ("sm_80", "sm_90", "sm_100")
 KERNELS = ("knn", "pairwise", "mix u8", "mix fp16", "entropy of 10", "probe of 10", "probe of 100")
 SMALLEST_SHARED_MEMORY = 48 * 1024  # of a program on any GPU that Triton serves

@@ -255,6 +255,7 @@ for rows in (x, x.astype(np.float16), np.asfortranarray(x), x * np.float32(1e-35
 """
 
 
+@pytest.mark.slow
 def test_peak_memory():
     """A copy in float32 would be 4 bytes per element; codes may be 1.5, (k + 64) numbers go with each row."""
     m, d, k = 6000, 640, 10
