@@ -114,7 +114,7 @@ def kernels() -> dict[str, Kernel]:
             (f"*{dtype} inputs_ptr", f"*{out_dtype} out_ptr", "*i64 indices_ptr",
              "*fp32 coefficients_ptr mean_ptr std_ptr", integers),
             ("WIDTH", "stride_m"),
-            mix._CONFIG | {"PIXELS": pixels, "NORMALIZE": pixels, "enable_fp_fusion": False},
+            mix._CONFIG | {"PIXELS": pixels, "NORMALIZE": pixels, "LAST": 0, "enable_fp_fusion": False},
             mix._CONFIG["BLOCK"], "element and neighbour", 2,
             r * (n + 1) * width, r * width * (size * (n + 1) + (4 if out_dtype == "fp32" else 2)),
             "50,000 images of 3,072, 10 neighbours",

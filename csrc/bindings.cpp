@@ -197,7 +197,9 @@ void mix(const Strided<In>& inputs, const Array<std::int64_t>& indices, const Ar
                 indices.shape(1) == coefficients.shape(1),
             "indices and coefficients must be (n, terms)");
     const std::ptrdiff_t n = indices.shape(0), terms = indices.shape(1), channels = mean.size();
-    require(out.ndim() == 2 && out.shape(0) == n && out.shape(1) == width, "out must be (n, width)");
+    const std::ptrdiff_t last = out.ndim() == 3 ? out.shape(2) : 0;
+    require((out.ndim() == 2 || (out.ndim() == 3 && last > 0)) && out.shape(0) == n && out.size() == n * width,
+            "out must be (n, width) or (n, pixels, channels)");
     require(std_.size() == channels && channel_stride > 0, "mean and std must have one value per channel");
     require(channels == 0 || width % (channels * channel_stride) == 0, "width must be whole channels");
     const std::int64_t* ids = indices.data();
@@ -207,7 +209,8 @@ void mix(const Strided<In>& inputs, const Array<std::int64_t>& indices, const Ar
     const Out *c = coefficients.data(), *m = channels ? mean.data() : nullptr, *s = std_.data();
     Out* data = out.mutable_data();
     py::gil_scoped_release release;
-    dm2::mix<In, Out>(rows, stride, width, ids, c, n, terms, m, s, channels, channel_stride, data, num_threads);
+    dm2::mix<In, Out>(rows, stride, width, ids, c, n, terms, m, s, channels, channel_stride, last, data,
+                      num_threads);
 }
 
 template <class T>

@@ -94,6 +94,7 @@ def mix(
     weights: Tensor | None = None,
     rows: Tensor | None = None,
     normalize: Normalize | None = None,
+    memory_format: torch.memory_format = torch.preserve_format,
     backend: str = "auto",
     num_threads: int | None = None,
 ) -> Tensor:
@@ -111,23 +112,29 @@ def mix(
         weights: (r, n), non-negative, each row with sum 1; None for equal weights.
         rows: Which rows of inputs are mixed, (r,) int64; None for all m, in order.
         normalize: (mean, std), numbers or one per channel (dimension 1 of inputs), applied after mixing.
+        memory_format: How the result of a 4-D pool lies in memory: torch.channels_last, or as inputs.
         backend, num_threads: As in `dm2_fast.knn`.
 
     Returns:
-        (r, ...) in the dtype and memory format of inputs; float32 in [0, 1] for uint8 inputs.
+        (r, ...) in the dtype of inputs; float32 in [0, 1] for uint8 inputs.
 
     Raises:
-        ValueError: shapes do not match, an index is not a row of inputs, or lam or the weights are out of range.
+        ValueError: shapes do not match, an index is not a row of inputs, lam or the weights are out of range, or
+            memory_format is another.
         TypeError: inputs are neither uint8 nor floating point, or indices are not int64.
         RuntimeError: a forced backend cannot run on inputs.
     """
     if len(inputs.shape) < 2 or 0 in inputs.shape:
         raise ValueError(f"inputs must be a non-empty (m, ...) pool of samples, got shape {tuple(inputs.shape)}")
+    if memory_format not in (torch.preserve_format, torch.channels_last):
+        raise ValueError(f"memory_format must be torch.preserve_format or torch.channels_last, got {memory_format}")
+    if memory_format == torch.channels_last and len(inputs.shape) != 4:
+        raise ValueError(f"inputs must be 4-D to be mixed into torch.channels_last, got shape {tuple(inputs.shape)}")
     who, coefficients = terms(len(inputs), indices, lam, weights, rows)
     pool, who = gather(inputs, who, "inputs")
     if pool.dtype != torch.uint8 and not pool.is_floating_point():
         raise TypeError(f"inputs must be uint8 or floating point, got {pool.dtype}")
-    return _weighted_sum(pool, who, coefficients, normalize, backend, num_threads)
+    return _weighted_sum(pool, who, coefficients, normalize, memory_format, backend, num_threads)
 
 
 def terms(
@@ -189,6 +196,7 @@ def _weighted_sum(
     indices: Tensor,
     coefficients: Tensor,
     normalize: Normalize | None,
+    memory_format: torch.memory_format,
     backend: str,
     num_threads: int | None,
 ) -> Tensor:
@@ -208,11 +216,13 @@ def _weighted_sum(
     channel_stride = 1 if channels_last else flat.shape[1] // pool.shape[1]
     module = backends.resolve(backend, pool)
     out_dtype = torch.float32 if pool.dtype == torch.uint8 else pool.dtype
-    out = torch.empty(len(indices), flat.shape[1], dtype=out_dtype, device=pool.device)
+    reorder = memory_format == torch.channels_last and not channels_last
+    shape = (channel_stride, pool.shape[1]) if reorder else flat.shape[1:]
+    out = torch.empty(len(indices), *shape, dtype=out_dtype, device=pool.device)
     options = backends.thread_options(module, num_threads)
     if len(out):
         module.mix(flat, indices, coefficients.to(pool.device, dtype), mean, std, channel_stride, out, **options)
-    if channels_last:
+    if channels_last or reorder:
         return out.view(len(out), *pool.shape[2:], pool.shape[1]).movedim(-1, 1)
     return out.view(len(out), *pool.shape[1:])
 

@@ -8,6 +8,7 @@ calls, without the half minute of compilation.
 
 import copy
 import inspect
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -21,11 +22,15 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 Run: TypeAlias = Callable[[Tensor], tuple[Tensor | None, Tensor]]
 
 TOLERANCE = 1e-4  # of the largest logit, and of the largest feature
+VERIFIED_ROWS = 8
 
 # Rows per forward pass on a CPU: few, so that activations stay in the cache, but enough for LEAST_REUSE multiplications
 # by each weight, so that reading the weights costs little beside the arithmetic.
 LEAST_ROWS = 32
 LEAST_REUSE = 128
+
+# Additions of two tensors; "add_" changes the first of them.
+ADDITIONS = (operator.add, torch.add, "add", "add_")
 
 # Activations that oneDNN applies within a convolution: (name, arguments) there.
 ACTIVATIONS: dict[object, tuple[str, list[float]]] = {
@@ -53,6 +58,7 @@ class Prepared:
         head: The module of the model whose input the features are; None: there are no features.
         rows: Rows to be run at a time; None for as many as the caller likes.
         threads: Whether threads may run batches side by side, each with one thread of torch.
+        channels_last: Whether batches should lie in memory like that.
     """
 
     note: str
@@ -60,6 +66,7 @@ class Prepared:
     head: nn.Module | None = None
     rows: int | None = None
     threads: bool = False
+    channels_last: bool = False
 
 
 def plain(model: nn.Module, head: nn.Module | None) -> Run:
@@ -129,7 +136,6 @@ def _prepare(
     packed = 0
     if pack and on_cpu and few.dtype == torch.float32 and torch._C._has_mkldnn:
         packed = _pack(graph, size / len(few))
-    graph.graph.eliminate_dead_code()
     graph.graph.lint()
     graph.recompile()
 
@@ -137,10 +143,10 @@ def _prepare(
         features, logits = graph(_channels_last(batch))
         return None if features is None else features.flatten(1), logits
 
-    _verify(run, plain(model, head), rows(size))
+    _verify(run, plain(model, head), rows(min(size, VERIFIED_ROWS)))
     parts = [f"{folded} BatchNorm folded"] * bool(folded) + [f"{packed} convolutions packed"] * bool(packed)
     note = ", ".join([*parts, "channels_last" if few.ndim == 4 else "traced", f"{size} rows at a time"])
-    return Prepared(note, run, head, size, on_cpu)
+    return Prepared(note, run, head, size, on_cpu, few.ndim == 4)
 
 
 def _channels_last(batch: Tensor) -> Tensor:
@@ -219,7 +225,7 @@ class _Shapes(fx.Interpreter):
 
     def run_node(self, node: fx.Node) -> Any:
         out = super().run_node(node)
-        node.meta["shape"] = getattr(out, "shape", None)
+        node.meta["shape"], node.meta["dtype"] = getattr(out, "shape", None), getattr(out, "dtype", None)
         module = _module(self.module, node)
         if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
             self.multiplications += module.weight.numel() * out.numel() / len(module.weight)
@@ -227,28 +233,35 @@ class _Shapes(fx.Interpreter):
 
 
 class _Convolution(nn.Module):
-    """Convolution, bias and activation in one call of oneDNN, on a weight that lies as oneDNN wants it."""
+    """Convolution, bias, an addition and an activation in one call of oneDNN, on a weight laid out as oneDNN wants it."""
 
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, convolution: nn.Conv2d, shape: list[int], activation: tuple[str, list[float]]) -> None:
+    def __init__(self, convolution: nn.Conv2d, shape: list[int]) -> None:
         super().__init__()
         self.geometry = convolution.padding, convolution.stride, convolution.dilation, convolution.groups
-        self.activation = activation
+        self.activation: tuple[str, list[float]] = ("none", [])
         reorder = torch.ops.mkldnn._reorder_convolution_weight
         self.weight = reorder(convolution.weight.detach(), *self.geometry, shape)
         self.bias = None if convolution.bias is None else convolution.bias.detach()
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, self.weight, self.bias, *self.geometry, *self.activation, ""
-        )
+    def forward(self, x: Tensor, addend: Tensor | None = None) -> Tensor:
+        out: Tensor
+        name, arguments = self.activation
+        if addend is None:
+            out = torch.ops.mkldnn._convolution_pointwise(
+                x, self.weight, self.bias, *self.geometry, name, arguments, ""
+            )
+        else:
+            out = torch.ops.mkldnn._convolution_pointwise.binary(
+                x, addend, self.weight, self.bias, *self.geometry, "add", 1.0, None if name == "none" else name, [], None
+            )
         return out
 
 
 def _pack(graph: fx.GraphModule, grow: float) -> int:
-    """Replace each convolution, with the activation that alone uses it, by oneDNN's, and count.
+    """Replace each convolution, with the addition and the activation that alone use it, by oneDNN's, and count.
 
     grow is how many times more rows a batch has than the one whose shapes the graph holds.
     """
@@ -259,16 +272,43 @@ def _pack(graph: fx.GraphModule, grow: float) -> int:
             continue
         if isinstance(convolution.padding, str):
             continue
-        activation: tuple[str, list[float]] = ("none", [])
-        (user, *others) = node.users
-        if not others and user.op != "output" and user.args[0] is node:
-            module = _module(graph, user)
-            activation = ACTIVATIONS.get(user.target if module is None else type(module), activation)
-            if activation[0] != "none":
-                user.replace_all_uses_with(node)
-                graph.graph.erase_node(user)
         before, *size = node.args[0].meta["shape"]
+        packed = _Convolution(convolution, [round(before * grow), *size])
         node.target = f"packed_{count}"
-        graph.add_submodule(node.target, _Convolution(convolution, [round(before * grow), *size], activation))
+        graph.add_submodule(node.target, packed)
         count += 1
+        user = _only_user(node)
+        addend = None if user is None else _addend(user, node)
+        if user is not None and addend is not None:
+            user.op, user.target, user.args = "call_module", node.target, (node.args[0], addend)
+            graph.graph.erase_node(node)
+            node, user = user, _only_user(user)
+        if user is None or user.args[0] is not node:
+            continue
+        module = _module(graph, user)
+        activation = ACTIVATIONS.get(user.target if module is None else type(module))
+        if activation is None or (addend is not None and activation[0] != "relu"):  # all that may follow an addition
+            continue
+        packed.activation = activation
+        user.replace_all_uses_with(node)
+        graph.graph.erase_node(user)
     return count
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    """The node that alone uses a value that the graph does not return."""
+    users = list(node.users)
+    return users[0] if len(users) == 1 and users[0].op != "output" else None
+
+
+def _addend(user: fx.Node, node: fx.Node) -> fx.Node | None:
+    """What user adds to the convolution of node, if that may be done in the convolution, at the place of user."""
+    if user.op == "call_module" or user.target not in ADDITIONS or len(user.args) != 2 or user.kwargs:
+        return None
+    first, second = user.args
+    addend = second if first is node else first
+    if not isinstance(addend, fx.Node) or addend is node or (first is addend and user.target == "add_"):
+        return None
+    alike = all(addend.meta[name] == node.meta[name] for name in ("shape", "dtype"))
+    untouched = set(node.args[0].users) <= {node, user}  # by anything that might change the input before user runs
+    return addend if alike and untouched else None

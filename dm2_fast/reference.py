@@ -68,20 +68,20 @@ def knn(
 def mix(
     inputs: Tensor, indices: Tensor, coefficients: Tensor, mean: Tensor, std: Tensor, channel_stride: int, out: Tensor
 ) -> None:
-    """Write `(coefficients[:, :, None] * inputs[indices]).sum(1)` into out (n, width), Eq. 7.
+    """Write `(coefficients[:, :, None] * inputs[indices]).sum(1)` into out, Eq. 7.
 
-    uint8 inputs are divided by 255 afterwards; then each element becomes (. - mean[c]) / std[c] of its channel
+    out is (n, width), or (n, pixels, channels) for inputs whose rows are one channel after another. uint8 inputs are divided by 255 afterwards; then each element becomes (. - mean[c]) / std[c] of its channel
     c = element // channel_stride % len(mean), unless mean is empty.
     """
-    mixed = torch.zeros(out.shape, dtype=coefficients.dtype, device=out.device)
+    mixed = torch.zeros(len(out), inputs.shape[1], dtype=coefficients.dtype, device=out.device)
     for t in range(indices.shape[1]):
         mixed += coefficients[:, t, None] * inputs[indices[:, t]].to(mixed.dtype)
     if inputs.dtype == torch.uint8:
         mixed /= 255
     if len(mean):
-        channel = torch.arange(out.shape[1], device=out.device) // channel_stride % len(mean)
+        channel = torch.arange(mixed.shape[1], device=out.device) // channel_stride % len(mean)
         mixed = (mixed - mean[channel]) / std[channel]
-    out.copy_(mixed)
+    out.copy_(mixed if out.ndim == 2 else mixed.view(len(out), out.shape[2], out.shape[1]).movedim(1, 2))
 
 
 def uncertainty(logits: Tensor, kind: str, out: Tensor) -> None:

@@ -334,7 +334,8 @@ class ForwardPass:
                 while start < end:
                     rows = limit
                     try:
-                        batch = self._batch(recipe, start, rows, 1 if engine.threads else self.num_threads)
+                        threads = 1 if engine.threads else self.num_threads
+                        batch = self._batch(recipe, start, rows, threads, engine.channels_last)
                         parts.append(self._outputs(engine, batch, features, start, min(rows, end - start)))
                     except (RuntimeError, MemoryError) as error:
                         if rows == 1 or not out_of_memory(error):
@@ -393,7 +394,9 @@ class ForwardPass:
             _check_finite("features", features[:keep], start)
         return features[:keep].clone(), logits[:keep].clone()
 
-    def _batch(self, recipe: Recipe | None, start: int, size: int, num_threads: int | None = None) -> Tensor:
+    def _batch(
+        self, recipe: Recipe | None, start: int, size: int, num_threads: int | None = None, channels_last: bool = False
+    ) -> Tensor:
         """Size rows of the plain or mixed pool from start on, as the model takes them.
 
         What lies behind the pool's end is filled with copies of the last row: a batch of another shape may round
@@ -414,6 +417,7 @@ class ForwardPass:
                 rows=rows,
                 normalize=self.normalize,
                 backend=self.backend,
+                memory_format=torch.channels_last if channels_last else torch.preserve_format,
                 num_threads=num_threads,
             )
         return batch.to(model_device(self.model), model_dtype(self.model))

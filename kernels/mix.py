@@ -18,7 +18,7 @@ _CONFIG = {"BLOCK": 2048, "num_warps": 4}
 def _mix_kernel(
     inputs_ptr, indices_ptr, coefficients_ptr, mean_ptr, std_ptr, out_ptr,
     WIDTH, TERMS, stride_m, channel_stride, CHANNELS,
-    PIXELS: tl.constexpr, NORMALIZE: tl.constexpr, BLOCK: tl.constexpr,
+    PIXELS: tl.constexpr, NORMALIZE: tl.constexpr, LAST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     offs = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -33,6 +33,8 @@ def _mix_kernel(
     if NORMALIZE:
         channel = offs // channel_stride % CHANNELS
         mixed = tl.div_rn(mixed - tl.load(mean_ptr + channel), tl.load(std_ptr + channel))
+    if LAST:  # channels last, of rows that are one channel after another
+        offs = offs % (WIDTH // LAST) * LAST + offs // (WIDTH // LAST)
     tl.store(out_ptr + row * WIDTH + offs, mixed.to(out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -49,11 +51,12 @@ def mix(
 ) -> None:
     """`reference.mix` in float32 arithmetic, for uint8, float32, float16 and bfloat16 inputs."""
     config = config or _CONFIG
-    n, width = out.shape
+    n, width = len(out), inputs.shape[1]
     inputs = inputs if inputs.shape[1] <= 1 or inputs.stride(1) == 1 else inputs.contiguous()
     with torch.cuda.device_of(inputs):
         _mix_kernel[(n, triton.cdiv(width, config["BLOCK"]))](
             inputs, indices.contiguous(), coefficients.contiguous(), mean.contiguous(), std.contiguous(), out,
             width, indices.shape[1], inputs.stride(0), channel_stride, len(mean),
-            inputs.dtype == torch.uint8, len(mean) > 0, **config, enable_fp_fusion=False,
+            inputs.dtype == torch.uint8, len(mean) > 0, out.shape[2] if out.ndim == 3 else 0,
+            **config, enable_fp_fusion=False,
         )  # fmt: skip

@@ -231,6 +231,21 @@ def test_blocks_of_elements_do_not_change_a_bit_in_triton() -> None:
     assert torch.equal(results[0], results[2])
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_a_result_may_lie_channels_last(backend: str, dtype: torch.dtype) -> None:
+    normalize = ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+    inputs, indices = pool_of((12, 3, 8, 6), dtype), neighbours_of(12, 12, 3)
+    for pool in (inputs, inputs.contiguous(memory_format=torch.channels_last), inputs[:, :, ::2], inputs[:, :1]):
+        for options in ({}, {"normalize": normalize} if pool.shape[1] == 3 else {"normalize": (0.5, 0.2)}):
+            want = check(pool, indices, 0.3, backend, **options)
+            given = pool.to(device_of(backend))
+            got = dm2_fast.mix(
+                given, indices, 0.3, memory_format=torch.channels_last, backend=backend, **options
+            ).cpu()
+            assert got.is_contiguous(memory_format=torch.channels_last)
+            assert torch.equal(got, want)
+
+
 def test_results_carry_no_gradient_and_leave_the_pool_alone() -> None:
     inputs = pool_of((6, 5)).requires_grad_()
     before = inputs.detach().clone()
@@ -420,6 +435,16 @@ def with_row(row: int, values: list[float]) -> Tensor:
         ({"normalize": ((0.5, 0.5), 1.0)}, ValueError, "normalize must give 1 or 4 values of mean, got 2"),
         ({"normalize": (0.5, 0.0)}, ValueError, r"normalize must be finite with positive std, got \(0\.5, 0\.0\)"),
         ({"normalize": (float("nan"), 1.0)}, ValueError, r"normalize must be finite with positive std, got \(nan, 1"),
+        (
+            {"memory_format": torch.contiguous_format},
+            ValueError,
+            "memory_format must be torch.preserve_format or torch.channels_last, got torch.contiguous_format",
+        ),
+        (
+            {"memory_format": torch.channels_last},
+            ValueError,
+            r"inputs must be 4-D to be mixed into torch.channels_last, got shape \(9, 4\)",
+        ),
         ({"backend": "gpu"}, ValueError, "backend must be one of auto, triton, cpp, torch, got 'gpu'"),
         ({"num_threads": 0}, ValueError, "num_threads must be at least 1, got 0"),
     ],

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dm2_fast import DM2Config, select, strategies
 from dm2_fast.scoring import ForwardPass
@@ -94,6 +95,80 @@ def test_a_prepared_model_gives_the_features_and_logits_of_plain_eval(model: Net
     assert_like_plain(features, expected)
     assert_like_plain(logits, model.head(expected).detach())
     assert torch.equal(forward.logits(), logits)
+
+
+class Operators(TorchDispatchMode):
+    """Notes the operators that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called: list[str] = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.called.append(str(operator))
+        return operator(*args, **kwargs or {})
+
+
+def changed_in_between(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
+    x = x - 0.5
+    convolved = b(x)
+    return F.relu(x, inplace=True) + convolved
+
+
+def added_to_what_is_used_again(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
+    kept = x * 2
+    once = a(x)
+    kept.add_(once)
+    return kept * kept
+
+
+def used_twice(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
+    convolved = a(x)
+    return (convolved + x) * convolved
+
+
+SUMS = {
+    "residual": (lambda x, a, b: F.relu(b(F.relu(a(x))) + x), ["binary"]),
+    "residual in place": (lambda x, a, b: a(x).add_(x).relu_(), ["binary"]),
+    "linear": (lambda x, a, b: x + b(a(x)), ["binary"]),
+    "of two convolutions": (lambda x, a, b: F.relu(torch.add(a(x), b(x.square()))), ["binary"]),
+    "relu6": (lambda x, a, b: F.relu6(a(x) + x), ["binary", "hardtanh"]),
+    "of a part": (lambda x, a, b: x * F.relu(b(a(x)) + x), ["binary", "mul"]),
+    "not twice the same": (lambda x, a, b: (lambda y: y + y)(a(x)), ["add"]),
+    "not broadcast": (lambda x, a, b: a(x) + x.mean((2, 3), keepdim=True), ["add"]),
+    "not scaled": (lambda x, a, b: torch.add(a(x), x, alpha=3), ["add"]),
+    "not a number": (lambda x, a, b: a(x) + 1, ["add"]),
+    "not double": (lambda x, a, b: (a(x) + x.double()).float(), ["add"]),
+    "not changed in between": (changed_in_between, ["add", "relu_"]),
+    "not added to another": (added_to_what_is_used_again, ["add_", "mul"]),
+    "not used twice": (used_twice, ["add", "mul"]),
+}
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_a_convolution_adds_what_is_added_to_it(name: str, pool: Tensor) -> None:
+    function, operators = SUMS[name]
+
+    class Summed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1)
+            self.head = nn.Linear(3, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(function(x, self.a, self.b).mean((2, 3)))
+
+    net = Summed().eval()
+    forward = ForwardPass(net, pool)
+    assert "convolutions packed" in forward.prepared().note
+    x = pool.float() / 255
+    with torch.no_grad():
+        assert_like_plain(forward.logits(), net(x))
+        with Operators() as seen:
+            forward.prepared().run(x[:32])
+    called = {operator.removeprefix("aten.").split(".")[-1 if "binary" in operator else 0] for operator in seen.called}
+    assert called & {"binary", "add", "add_", "mul", "relu", "relu_", "hardtanh"} == set(operators)
 
 
 FAMILIES = {
