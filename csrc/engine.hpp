@@ -260,6 +260,8 @@ private:
                                     sads);
             }
             for (std::ptrdiff_t r = 0; r < n; ++r) pairs.push_back({static_cast<std::uint16_t>(p), list[r], sads[r]});
+            // the nearest codes first, so that the threshold falls before the others are looked at
+            std::sort(pairs.end() - n, pairs.end(), [](const Pair& one, const Pair& other) { return one.sad < other.sad; });
         }
         for (std::size_t level = 0; level < grids_.size(); ++level) met_[level] += met[level];
     }
@@ -344,7 +346,7 @@ private:
         }
     }
 
-    // Rows of a block with the nearest codes, up to `share`: 4 times as many by the 32-byte codes, of these by the next.
+    // Rows of a block with the nearest codes, up to `share`: 4 times as many by the 32-byte codes, of these by the longest.
     std::ptrdiff_t closest(std::ptrdiff_t place, std::ptrdiff_t block, std::ptrdiff_t share, std::uint32_t* keys) const {
         const std::ptrdiff_t count = rows_.count(block);
         std::uint8_t code[kCode];
@@ -362,9 +364,9 @@ private:
         std::int32_t sads[kBlock + kSlack];
         std::pair<std::int32_t, std::uint32_t> ranked[kBlock];
         std::copy(keys, keys + n, list);
-        const std::ptrdiff_t bytes = grids_[1].bytes;
+        const std::ptrdiff_t bytes = grids_.back().bytes;
         static const std::vector<Limit> all(kBlock, {kMost, kMost});
-        scanner_.narrow(&queries_.wide[0][place * bytes], &rows_.wide[0][block * kBlock * bytes], bytes, all[0],
+        scanner_.narrow(&queries_.wide.back()[place * bytes], &rows_.wide.back()[block * kBlock * bytes], bytes, all[0],
                         all.data(), list, n, sads);
         for (std::ptrdiff_t r = 0; r < n; ++r) ranked[r] = {sads[r], keys[r]};
         std::nth_element(ranked, ranked + share, ranked + n);

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <mutex>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -43,6 +45,7 @@ struct Running {
     std::int64_t* ids;
 
     T worst(std::ptrdiff_t query) const { return distances[query * k]; }
+    std::int64_t worst_id(std::ptrdiff_t query) const { return ids[query * k]; }
 
     void insert(std::ptrdiff_t query, T distance, std::int64_t id) const {
         T* d = distances + query * k;
@@ -107,6 +110,58 @@ void plain_knn(const Rows<T>& queries, const std::int64_t* query_ids, const Rows
             },
             [&](double done) { report((start + done * part.n) / static_cast<double>(rows.n)); });
     }
+    best.close(num_threads);
+}
+
+// plain_knn for queries that are the rows: each distance is computed once and serves both of its rows.
+template <class T, class Report>
+void mutual_knn(const Rows<T>& rows, const std::int64_t* ids, const Running<T>& best, T w1, T w2, int num_threads,
+                const Report& report) {
+    constexpr std::ptrdiff_t kSide = 8 * kQueryBlock;
+    const std::ptrdiff_t blocks = (rows.n + kSide - 1) / kSide, pairs = (blocks + 1) / 2;
+    best.open(num_threads);
+    // The k-th best of each row. (distance, id) only falls; the id is written first and read last, so that a distance is
+    // never seen with an id that is too low for it.
+    std::vector<std::atomic<T>> worst(static_cast<std::size_t>(rows.n));
+    std::vector<std::atomic<std::int64_t>> worst_id(worst.size());
+    std::vector<std::mutex> locks(static_cast<std::size_t>(blocks));
+    const auto publish = [&](std::ptrdiff_t i) {
+        worst_id[i].store(best.worst_id(i), std::memory_order_relaxed);
+        worst[i].store(best.worst(i), std::memory_order_release);
+    };
+    for (std::ptrdiff_t i = 0; i < rows.n; ++i) publish(i);
+    const auto offer = [&](std::ptrdiff_t i, T distance, std::int64_t id) {
+        const T most = worst[i].load(std::memory_order_acquire);
+        if (distance > most || (distance == most && id > worst_id[i].load(std::memory_order_relaxed))) return;
+        const std::lock_guard<std::mutex> lock(locks[i / kSide]);
+        best.insert(i, distance, id);
+        publish(i);
+    };
+    const auto tile = [&](std::ptrdiff_t block, std::ptrdiff_t other) {
+        const std::ptrdiff_t start = other * kSide, end = std::min((block + 1) * kSide, rows.n);
+        const Rows<T> part = rows.part(start, std::min(kSide, rows.n - start));
+        for (std::ptrdiff_t first = block * kSide; first < end; first += kQueryBlock)
+            for_each_tile(rows, first, std::min(kQueryBlock, end - first), part, w1, w2,
+                          [&](std::ptrdiff_t i, std::ptrdiff_t j, std::ptrdiff_t n, const T* distances) {
+                              for (std::ptrdiff_t t = 0; t < n; ++t) {
+                                  const std::ptrdiff_t row = start + j + t;
+                                  if (row <= i || ids[row] == ids[i]) continue;
+                                  offer(i, distances[t], ids[row]);
+                                  offer(row, distances[t], ids[i]);
+                              }
+                          });
+    };
+    // The triangle of tiles as a rectangle: line r holds the tiles of block r, then those of block `last`.
+    parallel_blocks(
+        pairs * (blocks + 1), 1, num_threads,
+        [&](std::ptrdiff_t t, std::ptrdiff_t) {
+            const std::ptrdiff_t r = t / (blocks + 1), c = t % (blocks + 1), last = blocks - 1 - r;
+            if (c < blocks - r)
+                tile(r, r + c);
+            else if (last != r)
+                tile(last, c - 1);
+        },
+        report);
     best.close(num_threads);
 }
 

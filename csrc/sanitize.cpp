@@ -1,6 +1,7 @@
-// The neighbour search without Python, for the sanitizers: small problems of several kinds against the plain loop.
+// The searches without Python, for the sanitizers: small problems of several kinds against plain loops.
 #include <cstdio>
 
+#include "nearest.hpp"
 #include "search.hpp"
 
 namespace {
@@ -59,7 +60,28 @@ void compare(std::ptrdiff_t m, std::ptrdiff_t d, std::ptrdiff_t k, int kind, con
         choice = {false, std::vector<std::ptrdiff_t>{64, dm2::code_bytes(d)}, scanner};
         dm2::knn(problem, {queries.n, k, fast.distances.data(), fast.ids.data()}, choice, 4, [](double) {});
         wrong += !(plain == fast);
+        Best<T> chosen(queries.n, k);
+        choice.levels.reset();
+        dm2::knn(problem, {queries.n, k, chosen.distances.data(), chosen.ids.data()}, choice, 3, [](double) {});
+        wrong += !(plain == chosen);
     }
+}
+
+template <class T>
+void compare_nearest(std::ptrdiff_t m, std::ptrdiff_t d) {
+    const std::vector<T> x = make_rows<T>(m, d, 0, 1), points = make_rows<T>(9, d, 0, 2);
+    std::vector<T> fast(static_cast<std::size_t>(m), std::numeric_limits<T>::infinity()), plain(fast);
+    dm2::lower_to_nearest<T>(x.data(), m, d, points.data(), 9, d, d, fast.data(), 3);
+    for (std::ptrdiff_t i = 0; i < m; ++i)
+        for (std::ptrdiff_t j = 0; j < 9; ++j) {
+            double sum = 0;
+            for (std::ptrdiff_t t = 0; t < d; ++t) {
+                const double difference = static_cast<double>(x[i * d + t]) - static_cast<double>(points[j * d + t]);
+                sum += difference * difference;
+            }
+            plain[i] = std::min(plain[i], static_cast<T>(sum));
+        }
+    for (std::ptrdiff_t i = 0; i < m; ++i) wrong += !(std::abs(fast[i] - plain[i]) <= T(1e-5) * plain[i]);
 }
 
 }  // namespace
@@ -72,6 +94,10 @@ int main() {
                 compare<float>(700, d, 5, kind, scanner);
                 compare<double>(120, d, 119, kind, scanner);
             }
+    }
+    for (const std::ptrdiff_t d : {1, 37, 130}) {
+        compare_nearest<float>(300, d);
+        compare_nearest<double>(300, d);
     }
     std::printf("%lld problems differ from the plain loop\n", static_cast<long long>(wrong));
     return wrong != 0;

@@ -54,7 +54,7 @@ struct Scanner {
     std::ptrdiff_t (*scan)(const std::uint8_t* code, std::int16_t a, std::int16_t e, const std::uint8_t* groups,
                            std::uint32_t bits, const NearLimits& limits, std::uint16_t* list);
     // Of the list, the rows that stay for a query with limits `own`, and their SADs with its code; returns how many.
-    // codes[row] is `bytes` long. Up to 3 entries behind list and sads are overwritten.
+    // codes[row] is `bytes` long. Up to 7 entries behind list and sads are overwritten.
     std::ptrdiff_t (*narrow)(const std::uint8_t* code, const std::uint8_t* codes, std::ptrdiff_t bytes, Limit own,
                              const Limit* limits, std::uint16_t* list, std::ptrdiff_t n, std::int32_t* sads);
     // Nanoseconds on one core, for the choice of levels: a pair in `scan`; a pair in `narrow`, and each of its bytes.
@@ -126,21 +126,6 @@ struct Positions {
     }
 };
 inline constexpr Positions kPositions;
-
-// Byte shuffles that pack the 4-byte, or the 2-byte, elements of the set bits of four to the front.
-struct Packs {
-    std::uint8_t of4[16][16] = {}, of2[16][8] = {};
-    constexpr Packs() {
-        for (int bits = 0; bits < 16; ++bits)
-            for (int bit = 0, n = 0; bit < 4; ++bit) {
-                if (!(bits >> bit & 1)) continue;
-                for (int b = 0; b < 4; ++b) of4[bits][4 * n + b] = static_cast<std::uint8_t>(4 * bit + b);
-                for (int b = 0; b < 2; ++b) of2[bits][2 * n + b] = static_cast<std::uint8_t>(2 * bit + b);
-                ++n;
-            }
-    }
-};
-inline constexpr Packs kPacks;
 
 }  // namespace dm2
 

@@ -89,49 +89,72 @@ DM2_AVX2 inline std::ptrdiff_t scan(const std::uint8_t* code, std::int16_t a, st
     return end - list;
 }
 
-// Of four rows, of which `left` are real, those that stay and their SADs move to list and sads; returns how many. The
-// parts of the SADs are in the 32-bit lanes of s01, rows 0 and 1 in turn, and of s23.
-DM2_AVX2 inline std::ptrdiff_t keep(__m256i s01, __m256i s23, const std::uint16_t* rows, std::ptrdiff_t left, Limit own,
+// Of eight rows, of which `left` are real, those that stay and their SADs move to list and sads; returns how many. The
+// parts of row c's SAD are in the 64-bit lanes of s[c].
+DM2_AVX2 inline std::ptrdiff_t keep(const __m256i* s, const std::uint16_t* rows, std::ptrdiff_t left, Limit own,
                                     const Limit* limits, std::uint16_t* list, std::int32_t* sads) {
-    const __m256i halves = _mm256_add_epi32(_mm256_unpacklo_epi64(s01, s23), _mm256_unpackhi_epi64(s01, s23));
-    const __m128i sums = _mm_add_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+    __m256i halves[2];  // of the sums of four rows each
+    for (int h = 0; h < 2; ++h) {
+        const __m256i s01 = _mm256_or_si256(s[4 * h], _mm256_slli_epi64(s[4 * h + 1], 32));
+        const __m256i s23 = _mm256_or_si256(s[4 * h + 2], _mm256_slli_epi64(s[4 * h + 3], 32));
+        halves[h] = _mm256_add_epi32(_mm256_unpacklo_epi64(s01, s23), _mm256_unpackhi_epi64(s01, s23));
+    }
+    const __m256i sums = _mm256_add_epi32(_mm256_permute2x128_si256(halves[0], halves[1], 0x20),
+                                          _mm256_permute2x128_si256(halves[0], halves[1], 0x31));
 
-    // (e_i + a_j, a_i + e_j) of two rows each, then the larger of the two for all four
-    const __m128i from_own = _mm_setr_epi32(own.e, own.a, own.e, own.a);
-    const __m128i l01 = _mm_unpacklo_epi64(load_low(limits + rows[0]), load_low(limits + rows[1]));
-    const __m128i l23 = _mm_unpacklo_epi64(load_low(limits + rows[2]), load_low(limits + rows[3]));
-    const __m128 both01 = _mm_castsi128_ps(_mm_add_epi32(from_own, l01));
-    const __m128 both23 = _mm_castsi128_ps(_mm_add_epi32(from_own, l23));
-    const __m128i limit = _mm_max_epi32(_mm_castps_si128(_mm_shuffle_ps(both01, both23, 0x88)),
-                                        _mm_castps_si128(_mm_shuffle_ps(both01, both23, 0xDD)));
-    const unsigned drop = static_cast<unsigned>(_mm_movemask_ps(_mm_castsi128_ps(_mm_cmpgt_epi32(sums, limit))));
-    const unsigned real = left >= 4 ? 15u : (1u << left) - 1, stay = ~drop & real;
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(list), _mm_shuffle_epi8(load_low(rows), load_low(kPacks.of2[stay])));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(sads),
-                     _mm_shuffle_epi8(sums, _mm_loadu_si128(reinterpret_cast<const __m128i*>(kPacks.of4[stay]))));
+    // (a_j + e_i, e_j + a_i) of four rows each, then the larger of the two for all eight
+    __m128i of[4];
+    for (int h = 0; h < 4; ++h)
+        of[h] = _mm_unpacklo_epi64(load_low(limits + rows[2 * h]), load_low(limits + rows[2 * h + 1]));
+    const __m256i from_own = _mm256_setr_epi32(own.e, own.a, own.e, own.a, own.e, own.a, own.e, own.a);
+    const __m256i l0145 = _mm256_inserti128_si256(_mm256_castsi128_si256(of[0]), of[2], 1);
+    const __m256i l2367 = _mm256_inserti128_si256(_mm256_castsi128_si256(of[1]), of[3], 1);
+    const __m256 both0145 = _mm256_castsi256_ps(_mm256_add_epi32(from_own, l0145));
+    const __m256 both2367 = _mm256_castsi256_ps(_mm256_add_epi32(from_own, l2367));
+    const __m256i limit = _mm256_max_epi32(_mm256_castps_si256(_mm256_shuffle_ps(both0145, both2367, 0x88)),
+                                           _mm256_castps_si256(_mm256_shuffle_ps(both0145, both2367, 0xDD)));
+    const __m256i drop = _mm256_cmpgt_epi32(sums, limit);
+    const unsigned real = left >= 8 ? 255u : (1u << left) - 1;
+    const unsigned stay = ~static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(drop))) & real;
+
+    const __m256i front = _mm256_cvtepu8_epi32(load_low(kPositions.of[stay]));
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(rows)));
+    const __m256i packed = _mm256_permutevar8x32_epi32(wide, front);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(list),
+                     _mm_packus_epi32(_mm256_castsi256_si128(packed), _mm256_extracti128_si256(packed, 1)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(sads), _mm256_permutevar8x32_epi32(sums, front));
     return _mm_popcnt_u32(stay);
 }
 
-// Four rows at a time share the loads of the query.
+// The parts of the SADs of the first rows of a list with a code, which share its loads.
+template <int kRows>
+DM2_AVX2 inline void add_up(const std::uint8_t* code, const std::uint8_t* codes, std::ptrdiff_t bytes,
+                            const std::uint16_t* rows, __m256i* s) {
+    const std::uint8_t* row[kRows];
+    __m256i sum[kRows];
+#pragma GCC unroll 8
+    for (int c = 0; c < kRows; ++c) row[c] = codes + rows[c] * bytes, sum[c] = _mm256_setzero_si256();
+    for (std::ptrdiff_t t = 0; t < bytes; t += 32) {
+        const __m256i x = load(code + t);
+#pragma GCC unroll 8
+        for (int c = 0; c < kRows; ++c) sum[c] = _mm256_add_epi64(sum[c], _mm256_sad_epu8(x, load(row[c] + t)));
+    }
+#pragma GCC unroll 8
+    for (int c = 0; c < kRows; ++c) s[c] = sum[c];
+}
+
 DM2_AVX2 inline std::ptrdiff_t narrow(const std::uint8_t* code, const std::uint8_t* codes, std::ptrdiff_t bytes,
                                       Limit own, const Limit* limits, std::uint16_t* list, std::ptrdiff_t n,
                                       std::int32_t* sads) {
-    for (std::ptrdiff_t r = n; r % 4; ++r) list[r] = list[n - 1];
+    for (std::ptrdiff_t r = n; r % 8; ++r) list[r] = list[n - 1];
     std::ptrdiff_t stay = 0;
-    for (std::ptrdiff_t r = 0; r < n; r += 4) {
-        const std::uint8_t *r0 = codes + list[r] * bytes, *r1 = codes + list[r + 1] * bytes,
-                           *r2 = codes + list[r + 2] * bytes, *r3 = codes + list[r + 3] * bytes;
-        __m256i s0 = _mm256_setzero_si256(), s1 = s0, s2 = s0, s3 = s0;
-        for (std::ptrdiff_t t = 0; t < bytes; t += 32) {
-            const __m256i x = load(code + t);
-            s0 = _mm256_add_epi64(s0, _mm256_sad_epu8(x, load(r0 + t)));
-            s1 = _mm256_add_epi64(s1, _mm256_sad_epu8(x, load(r1 + t)));
-            s2 = _mm256_add_epi64(s2, _mm256_sad_epu8(x, load(r2 + t)));
-            s3 = _mm256_add_epi64(s3, _mm256_sad_epu8(x, load(r3 + t)));
-        }
-        const __m256i s01 = _mm256_or_si256(s0, _mm256_slli_epi64(s1, 32));
-        const __m256i s23 = _mm256_or_si256(s2, _mm256_slli_epi64(s3, 32));
-        stay += keep(s01, s23, list + r, n - r, own, limits, list + stay, sads + stay);
+    for (std::ptrdiff_t r = 0; r < n; r += 8) {
+        __m256i s[8] = {};
+        if (n - r > 4)
+            add_up<8>(code, codes, bytes, list + r, s);
+        else
+            add_up<4>(code, codes, bytes, list + r, s);
+        stay += keep(s, list + r, n - r, own, limits, list + stay, sads + stay);
     }
     return stay;
 }

@@ -41,25 +41,25 @@ DM2_AVX512 inline std::ptrdiff_t scan(const std::uint8_t* code, std::int16_t a, 
     return end - list;
 }
 
-// Four rows at a time share the loads of the query: 64 bytes, or the last 32.
+// Eight rows at a time share the loads of the query: 64 bytes, or the last 32.
 DM2_AVX512 inline std::ptrdiff_t narrow(const std::uint8_t* code, const std::uint8_t* codes, std::ptrdiff_t bytes,
                                         Limit own, const Limit* limits, std::uint16_t* list, std::ptrdiff_t n,
                                         std::int32_t* sads) {
-    for (std::ptrdiff_t r = n; r % 4; ++r) list[r] = list[n - 1];
+    for (std::ptrdiff_t r = n; r % 8; ++r) list[r] = list[n - 1];
     std::ptrdiff_t stay = 0;
-    for (std::ptrdiff_t r = 0; r < n; r += 4) {
-        __m512i s[4] = {};
+    for (std::ptrdiff_t r = 0; r < n; r += 8) {
+        __m512i s[8] = {};
         for (std::ptrdiff_t t = 0; t < bytes; t += 64) {
             const __mmask8 in = bytes - t < 64 ? 0x0F : 0xFF;
             const __m512i x = _mm512_maskz_loadu_epi64(in, code + t);
-            for (int k = 0; k < 4; ++k) {
-                const __m512i row = _mm512_maskz_loadu_epi64(in, codes + list[r + k] * bytes + t);
-                s[k] = _mm512_add_epi64(s[k], _mm512_sad_epu8(x, row));
+            for (int c = 0; c < 8; ++c) {
+                const __m512i row = _mm512_maskz_loadu_epi64(in, codes + list[r + c] * bytes + t);
+                s[c] = _mm512_add_epi64(s[c], _mm512_sad_epu8(x, row));
             }
         }
-        const __m256i s01 = fold(_mm512_or_si512(s[0], _mm512_slli_epi64(s[1], 32)));
-        const __m256i s23 = fold(_mm512_or_si512(s[2], _mm512_slli_epi64(s[3], 32)));
-        stay += avx2::keep(s01, s23, list + r, n - r, own, limits, list + stay, sads + stay);
+        __m256i halves[8];
+        for (int c = 0; c < 8; ++c) halves[c] = fold(s[c]);
+        stay += avx2::keep(halves, list + r, n - r, own, limits, list + stay, sads + stay);
     }
     return stay;
 }

@@ -6,6 +6,21 @@
 namespace dm2 {
 namespace neon {
 
+// Byte shuffles that pack the 4-byte, or the 2-byte, elements of the set bits of four to the front.
+struct Packs {
+    std::uint8_t of4[16][16] = {}, of2[16][8] = {};
+    constexpr Packs() {
+        for (int bits = 0; bits < 16; ++bits)
+            for (int bit = 0, n = 0; bit < 4; ++bit) {
+                if (!(bits >> bit & 1)) continue;
+                for (int b = 0; b < 4; ++b) of4[bits][4 * n + b] = static_cast<std::uint8_t>(4 * bit + b);
+                for (int b = 0; b < 2; ++b) of2[bits][2 * n + b] = static_cast<std::uint8_t>(2 * bit + b);
+                ++n;
+            }
+    }
+};
+inline constexpr Packs kPacks;
+
 inline void near(const std::uint8_t* code, const std::uint8_t* groups, std::ptrdiff_t n_groups, std::int16_t* out) {
     for (std::ptrdiff_t group = 0; group < n_groups; ++group, out += kGroup) {
         uint16x8_t sums[4];  // [g]: of rows 4 l + g, two parts for each l

@@ -1,4 +1,4 @@
-// k nearest neighbours: the engine where a sample of the data says that it pays, the plain loop elsewhere.
+// k nearest neighbours: the engine where a sample of the data says that it pays, all distances elsewhere.
 #pragma once
 
 #include <cfenv>
@@ -83,10 +83,14 @@ std::vector<Stage> knn(const Problem<T>& problem, const Running<T>& best, const 
          const Report& report) {
     const DefaultArithmetic arithmetic;
     const std::ptrdiff_t q = problem.queries.n, m = problem.rows.n, d = problem.rows.d;
-    const auto plain = [&] {
-        plain_knn(problem.queries, problem.query_ids, problem.rows, problem.row_ids, best, problem.w1, problem.w2,
-                  num_threads, report);
-        return std::vector<Stage>{{0, q * m}};
+    const bool mutual = problem.symmetric() && !choice.plain;
+    const auto all = [&] {
+        if (mutual)
+            mutual_knn(problem.rows, problem.row_ids, best, problem.w1, problem.w2, num_threads, report);
+        else
+            plain_knn(problem.queries, problem.query_ids, problem.rows, problem.row_ids, best, problem.w1, problem.w2,
+                      num_threads, report);
+        return std::vector<Stage>{{0, mutual ? m * (m - 1) / 2 : q * m}};
     };
     const auto quiet = [&](double) { report(0.0); };
 
@@ -94,13 +98,13 @@ std::vector<Stage> knn(const Problem<T>& problem, const Running<T>& best, const 
     constexpr double kStart = 1e7, kPair = 50, kProduct = 0.1, kEncode = 4;
     const std::ptrdiff_t probes = std::min(q, kProbes);
     const std::ptrdiff_t n = std::min<std::ptrdiff_t>({1000, (1 << 22) / d, std::max(m, 2 * kProbes)});
-    const double plain_time = static_cast<double>(q) * static_cast<double>(m) * plain_cost(d);
+    const double all_time = static_cast<double>(q) * static_cast<double>(m) * plain_cost(d) / (mutual ? 2 : 1);
     const double prepare = kStart + probes * static_cast<double>(m) * plain_cost(d) +
                            static_cast<double>(d) * (std::min<std::ptrdiff_t>(d, 1024) * (kPair + kProduct * n) +
                                                      kEncode * static_cast<double>(q + m));
     const bool forced = choice.levels.has_value();
-    if (choice.plain || n <= kProbes || !Bound::holds(d, problem.w1, problem.w2)) return plain();
-    if (!forced && plain_time < 2 * prepare) return plain();
+    if (choice.plain || n <= kProbes || !Bound::holds(d, problem.w1, problem.w2)) return all();
+    if (!forced && all_time < 2 * prepare) return all();
 
     Probed<T> probed(problem, best, probes, n, num_threads, quiet);
     const Sample sample(std::move(probed.rows), n, d, num_threads);
@@ -110,7 +114,7 @@ std::vector<Stage> knn(const Problem<T>& problem, const Running<T>& best, const 
     const Levels levels = choose_levels(sample, l1, problem.symmetric(), forced ? &*choice.levels : nullptr,
                                         *choice.scanner, num_threads);
     const double pairs = static_cast<double>(q) * static_cast<double>(m) / (problem.symmetric() ? 2 : 1);
-    if (!forced && prepare + pairs * levels.cost > plain_time) return plain();
+    if (!forced && prepare + pairs * levels.cost > all_time) return all();
 
     const Side<T> rows(problem.rows, problem.row_ids, sample, levels.grids, num_threads, quiet);
     std::optional<Side<T>> queries;

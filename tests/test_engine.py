@@ -153,6 +153,17 @@ def test_levels_chosen_from_the_data(kind):
     assert_equal(leaf(x, 10, isa="generic", num_threads=3), want)
 
 
+@pytest.mark.parametrize("m", [2, 16, 127, 128, 129, 256, 300, 513, 650])
+@pytest.mark.parametrize("kind", [gauss, constant, duplicates, lattice])
+def test_rows_that_no_filter_helps_meet_each_other_once(kind, m):
+    for dtype in (np.float32, np.float64):
+        x = kind(np.random.default_rng(m), m, 20).astype(dtype)
+        for k in {1, min(9, m - 1), m - 1}:
+            want = leaf(x, k, "l2", levels="plain")
+            for num_threads in (1, 2, 7):
+                assert_equal(leaf(x, k, "l2", num_threads=num_threads), want)
+
+
 @pytest.mark.parametrize(("m", "d", "k"), [(600, 513, 3), (300, 1023, 299), (150, 2049, 20), (80, 4095, 7)])
 @pytest.mark.parametrize("kind", [relu, on_the_bound])
 def test_many_dimensions(kind, m, d, k):
