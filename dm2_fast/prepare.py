@@ -233,7 +233,7 @@ class _Shapes(fx.Interpreter):
 
 
 class _Convolution(nn.Module):
-    """Convolution, bias, an addition and an activation in one call of oneDNN, on a weight laid out as oneDNN wants it."""
+    """Convolution, bias, addition and activation in one call of oneDNN, on a weight that lies as oneDNN wants it."""
 
     weight: Tensor
     bias: Tensor | None
@@ -249,14 +249,12 @@ class _Convolution(nn.Module):
     def forward(self, x: Tensor, addend: Tensor | None = None) -> Tensor:
         out: Tensor
         name, arguments = self.activation
+        weight = self.weight, self.bias, *self.geometry
+        convolve = torch.ops.mkldnn._convolution_pointwise
         if addend is None:
-            out = torch.ops.mkldnn._convolution_pointwise(
-                x, self.weight, self.bias, *self.geometry, name, arguments, ""
-            )
+            out = convolve(x, *weight, name, arguments, "")
         else:
-            out = torch.ops.mkldnn._convolution_pointwise.binary(
-                x, addend, self.weight, self.bias, *self.geometry, "add", 1.0, None if name == "none" else name, [], None
-            )
+            out = convolve.binary(x, addend, *weight, "add", 1.0, None if name == "none" else name, [], None)
         return out
 
 
@@ -277,20 +275,21 @@ def _pack(graph: fx.GraphModule, grow: float) -> int:
         node.target = f"packed_{count}"
         graph.add_submodule(node.target, packed)
         count += 1
+        call: fx.Node = node
         user = _only_user(node)
         addend = None if user is None else _addend(user, node)
         if user is not None and addend is not None:
             user.op, user.target, user.args = "call_module", node.target, (node.args[0], addend)
             graph.graph.erase_node(node)
-            node, user = user, _only_user(user)
-        if user is None or user.args[0] is not node:
+            call, user = user, _only_user(user)
+        if user is None or user.args[0] is not call:
             continue
         module = _module(graph, user)
         activation = ACTIVATIONS.get(user.target if module is None else type(module))
         if activation is None or (addend is not None and activation[0] != "relu"):  # all that may follow an addition
             continue
         packed.activation = activation
-        user.replace_all_uses_with(node)
+        user.replace_all_uses_with(call)
         graph.graph.erase_node(user)
     return count
 
@@ -310,5 +309,6 @@ def _addend(user: fx.Node, node: fx.Node) -> fx.Node | None:
     if not isinstance(addend, fx.Node) or addend is node or (first is addend and user.target == "add_"):
         return None
     alike = all(addend.meta[name] == node.meta[name] for name in ("shape", "dtype"))
-    untouched = set(node.args[0].users) <= {node, user}  # by anything that might change the input before user runs
-    return addend if alike and untouched else None
+    # what uses the input too might change it before user runs
+    alone = set(node.all_input_nodes[0].users) <= {node, user}
+    return addend if alike and alone else None

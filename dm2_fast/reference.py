@@ -70,7 +70,8 @@ def mix(
 ) -> None:
     """Write `(coefficients[:, :, None] * inputs[indices]).sum(1)` into out, Eq. 7.
 
-    out is (n, width), or (n, pixels, channels) for inputs whose rows are one channel after another. uint8 inputs are divided by 255 afterwards; then each element becomes (. - mean[c]) / std[c] of its channel
+    out is (n, width), or (n, pixels, channels) for inputs whose rows are one channel after another. uint8 inputs are
+    divided by 255 afterwards; then each element becomes (. - mean[c]) / std[c] of its channel
     c = element // channel_stride % len(mean), unless mean is empty.
     """
     mixed = torch.zeros(len(out), inputs.shape[1], dtype=coefficients.dtype, device=out.device)

@@ -239,9 +239,7 @@ def test_a_result_may_lie_channels_last(backend: str, dtype: torch.dtype) -> Non
         for options in ({}, {"normalize": normalize} if pool.shape[1] == 3 else {"normalize": (0.5, 0.2)}):
             want = check(pool, indices, 0.3, backend, **options)
             given = pool.to(device_of(backend))
-            got = dm2_fast.mix(
-                given, indices, 0.3, memory_format=torch.channels_last, backend=backend, **options
-            ).cpu()
+            got = dm2_fast.mix(given, indices, 0.3, memory_format=torch.channels_last, backend=backend, **options).cpu()
             assert got.is_contiguous(memory_format=torch.channels_last)
             assert torch.equal(got, want)
 

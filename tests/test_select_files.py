@@ -357,6 +357,7 @@ ERRORS: list[tuple[list[str], Any, str]] = [
     ([*HEAD, "--head", "no.npz"], None, "head must be a file, got no.npz"),
     ([*HEAD, "--head", "pool.npy"], None, "head must be a .npz file of weight and bias"),
     (HEAD, lambda: damage("head.npz", b"PK no archive"), "head must be a .npz file of weight and bias, got head.npz"),
+    (HEAD, lambda: os.truncate("head.npz", 100), "head must be a .npz file of weight and bias, got head.npz"),
     (HEAD, lambda: np.savez("head.npz", w=1), "head must hold weight and bias, got w in head.npz"),
     (HEAD, lambda: head(weight=np.ones((4, 7))), "weight of the head must be (C, 6) with at least two"),
     (HEAD, lambda: head(weight=np.ones((1, 6))), "must be (C, 6) with at least two classes, got shape (1, 6)"),

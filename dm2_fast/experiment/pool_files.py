@@ -2,6 +2,8 @@
 
 import csv
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,9 +30,10 @@ def open_array(name: str, file: Path) -> NDArray[Any]:
         raise FileNotFoundError(f"{name} must be a file, got {file}")
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{name} must be a .npy file of numbers, got {file} ({error})") from error
     if not isinstance(array, np.ndarray):
+        array.close()
         raise ValueError(f"{name} must be a .npy file of one array, got {file}")
     if array.size == 0:
         raise ValueError(f"{name} must not be empty, got shape {array.shape}")
@@ -159,9 +162,9 @@ def read_head(file: Path, features: NDArray[Any]) -> nn.Linear:
     if not file.is_file():
         raise FileNotFoundError(f"head must be a file, got {file}")
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             held = {name: np.asarray(arrays[name]) for name in arrays.files}
-    except (ValueError, EOFError, OSError, AttributeError, TypeError) as error:
+    except (ValueError, EOFError, OSError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"head must be a .npz file of weight and bias, got {file} ({error})") from error
     if set(held) != {"weight", "bias"}:
         raise ValueError(f"head must hold weight and bias, got {', '.join(held) or 'nothing'} in {file}")
