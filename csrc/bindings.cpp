@@ -138,7 +138,8 @@ py::array_t<bool> survives(const py::array& rows, const Array<T>& scale, double 
     x.read(0, x.n, read.data());
     std::vector<float> values;
     for (std::ptrdiff_t i = 0; i < x.n; ++i) values.insert(values.end(), &read[i * width], &read[i * width] + x.d);
-    const dm2::Sample sample(std::move(values), x.n, x.d, 1);
+    dm2::Sample sample(std::move(values), x.n, x.d);
+    sample.fold(1);
     dm2::Bound bound = dm2::Bound::of(x.d, static_cast<T>(w1), static_cast<T>(w2));
     if (!slack) bound.rounding = 1;
     const std::ptrdiff_t levels = static_cast<std::ptrdiff_t>(sample.widths.size());

@@ -92,17 +92,19 @@ inline void pair_columns(const float* x, std::ptrdiff_t n, std::ptrdiff_t stride
     }
 }
 
-// Sums of a sample of rows at every width, and the folds between them.
+// Sums of a sample of rows at every width, and the folds between them. Only the first, the rows themselves, before fold().
 struct Sample {
     std::ptrdiff_t n;
     std::vector<std::ptrdiff_t> widths;
     std::vector<std::vector<float>> sums;  // [f]: (n, widths[f])
     std::vector<Fold> folds;               // [f]: from widths[f] to widths[f + 1]
 
-    Sample(std::vector<float> rows, std::ptrdiff_t n_rows, std::ptrdiff_t d, int num_threads)
-        : n(n_rows), widths(sum_widths(d)) {
-        constexpr std::ptrdiff_t kColumns = 1024;  // columns that are compared with each other
+    Sample(std::vector<float> rows, std::ptrdiff_t n_rows, std::ptrdiff_t d) : n(n_rows), widths(sum_widths(d)) {
         sums.push_back(std::move(rows));
+    }
+
+    void fold(int num_threads) {
+        constexpr std::ptrdiff_t kColumns = 1024;  // columns that are compared with each other
         for (std::size_t f = 0; f + 1 < widths.size(); ++f) {
             const std::ptrdiff_t from = widths[f], to = widths[f + 1], parts = (to + kColumns - 1) / kColumns;
             Fold fold;

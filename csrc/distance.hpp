@@ -12,7 +12,9 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 
 // ThreadSanitizer cannot start a program whose functions are resolved at load time.
@@ -34,7 +36,9 @@ inline std::ptrdiff_t padded(std::ptrdiff_t d) { return (d + kLanes - 1) / kLane
 // Half of the partial sums: the widest vector that GCC keeps in registers on AVX2 for float.
 template <class T>
 struct Half {
+    using Bits = std::conditional_t<sizeof(T) == sizeof(std::int32_t), std::int32_t, std::int64_t>;
     typedef T type __attribute__((vector_size(8 * sizeof(T)), aligned(alignof(T)), may_alias));
+    typedef Bits bits __attribute__((vector_size(8 * sizeof(T))));
 };
 
 // combine() is the one place in C++ that says how L1 and the squared L2 become a distance.
@@ -53,42 +57,46 @@ DM2_INLINE T tree(const typename Half<T>::type& low, const typename Half<T>::typ
 template <class T>
 struct Partial {
     using Vector = typename Half<T>::type;
+    using Bits = typename Half<T>::bits;
     Vector a_low{}, a_high{}, s_low{}, s_high{};
 
     DM2_INLINE void add(const Vector& low, const Vector& high) {
-        a_low += low < 0 ? -low : low;
-        a_high += high < 0 ? -high : high;
+        constexpr auto kMagnitude = std::numeric_limits<typename Half<T>::Bits>::max();  // all but the sign
+        a_low += (Vector)((Bits)low & kMagnitude);
+        a_high += (Vector)((Bits)high & kMagnitude);
         s_low += low * low;
         s_high += high * high;
     }
+    // 16 dimensions of two rows.
+    DM2_INLINE void add(const T* x, const T* y) { add(at(x) - at(y), at(x + 8) - at(y + 8)); }
+    DM2_INLINE void add(const T* x, const T* y, T scale) { add(at(x) - at(y) * scale, at(x + 8) - at(y + 8) * scale); }
+
+    DM2_INLINE T l1() const { return tree<T>(a_low, a_high); }
+    DM2_INLINE T l2_squared() const { return tree<T>(s_low, s_high); }
     static DM2_INLINE const Vector& at(const T* x) { return *reinterpret_cast<const Vector*>(x); }
 };
 
 // L1 and squared L2 of two padded rows.
 template <class T>
 DM2_INLINE void sums(const T* x, const T* y, std::ptrdiff_t d_padded, T& l1, T& l2_squared) {
-    using P = Partial<T>;
-    P partial;
-    for (std::ptrdiff_t t = 0; t < d_padded; t += kLanes)
-        partial.add(P::at(x + t) - P::at(y + t), P::at(x + t + 8) - P::at(y + t + 8));
-    l1 = tree<T>(partial.a_low, partial.a_high);
-    l2_squared = tree<T>(partial.s_low, partial.s_high);
+    Partial<T> partial;
+    for (std::ptrdiff_t t = 0; t < d_padded; t += kLanes) partial.add(x + t, y + t);
+    l1 = partial.l1();
+    l2_squared = partial.l2_squared();
 }
 
 // The distance of a padded row to a row as the caller holds it, times its scale: `sums` of the row that `read` writes.
 template <class T>
 DM2_INLINE T scaled_distance(const T* x, const T* row, T scale, std::ptrdiff_t d, T w1, T w2) {
-    using P = Partial<T>;
-    P partial;
+    Partial<T> partial;
     std::ptrdiff_t t = 0;
-    for (; t + kLanes <= d; t += kLanes)
-        partial.add(P::at(x + t) - P::at(row + t) * scale, P::at(x + t + 8) - P::at(row + t + 8) * scale);
+    for (; t + kLanes <= d; t += kLanes) partial.add(x + t, row + t, scale);
     if (t < d) {
         T tail[kLanes] = {};
         std::memcpy(tail, row + t, static_cast<std::size_t>(d - t) * sizeof(T));
-        partial.add(P::at(x + t) - P::at(tail) * scale, P::at(x + t + 8) - P::at(tail + 8) * scale);
+        partial.add(x + t, tail, scale);
     }
-    return combine(tree<T>(partial.a_low, partial.a_high), tree<T>(partial.s_low, partial.s_high), w1, w2);
+    return combine(partial.l1(), partial.l2_squared(), w1, w2);
 }
 DM2_CLONES inline float distance(const float* x, const float* row, float scale, std::ptrdiff_t d, float w1, float w2) {
     return scaled_distance(x, row, scale, d, w1, w2);
@@ -98,9 +106,21 @@ DM2_CLONES inline double distance(const double* x, const double* row, double sca
     return scaled_distance(x, row, scale, d, w1, w2);
 }
 
+// Two rows at a time: they share the loads of x, and neither waits for its own additions.
 template <class T>
 DM2_INLINE void distances_to(const T* x, const T* rows, std::ptrdiff_t n, std::ptrdiff_t d_padded, T w1, T w2, T* out) {
-    for (std::ptrdiff_t j = 0; j < n; ++j) {
+    std::ptrdiff_t j = 0;
+    for (; j + 2 <= n; j += 2) {
+        const T *row = rows + j * d_padded, *next = row + d_padded;
+        Partial<T> partial, of_next;
+        for (std::ptrdiff_t t = 0; t < d_padded; t += kLanes) {
+            partial.add(x + t, row + t);
+            of_next.add(x + t, next + t);
+        }
+        out[j] = combine(partial.l1(), partial.l2_squared(), w1, w2);
+        out[j + 1] = combine(of_next.l1(), of_next.l2_squared(), w1, w2);
+    }
+    if (j < n) {
         T l1, l2_squared;
         sums(x, rows + j * d_padded, d_padded, l1, l2_squared);
         out[j] = combine(l1, l2_squared, w1, w2);

@@ -1,6 +1,7 @@
 // Which code lengths to check, and on which grids: the cheapest chain for a sample of pairs of the data itself.
 #pragma once
 
+#include <iterator>
 #include <limits>
 #include <memory>
 
@@ -8,11 +9,11 @@
 
 namespace dm2 {
 
-constexpr std::ptrdiff_t kProbes = 32;     // the first rows of a sample are queries whose k-th best distance is known
+constexpr std::ptrdiff_t kProbes = 32;     // at most: the first rows of a sample, queries whose k-th best distance is known
 constexpr std::ptrdiff_t kWideLevels = 3;  // at most, behind the 32-byte codes
 
 // Nanoseconds on one core for one exact distance in the plain loop, and for one of a single pair.
-inline double plain_cost(std::ptrdiff_t d) { return 1 + 0.154 * static_cast<double>(d); }
+inline double plain_cost(std::ptrdiff_t d) { return 1 + 0.14 * static_cast<double>(d); }
 inline double exact_cost(std::ptrdiff_t d) { return 60 + 0.3 * static_cast<double>(d); }
 
 // One width on one grid: which of the (probe, sample row) pairs stay.
@@ -52,22 +53,24 @@ struct Trial {
     }
 };
 
-// For every width, narrowest first, the best of a few clips.
-inline std::vector<Trial> best_clips(const Sample& sample, const std::vector<double>& l1, bool symmetric,
-                                     const Scanner& scanner, int num_threads) {
+// The best of a few clips for one width.
+inline Trial best_clip(const Sample& sample, std::ptrdiff_t level, const std::vector<double>& l1, bool symmetric,
+                       const Scanner& scanner, int num_threads) {
     constexpr double kClips[] = {1.0, 0.8, 0.6, 0.5, 0.4};
     constexpr std::ptrdiff_t kTried = sizeof(kClips) / sizeof(double);
-    const std::ptrdiff_t levels = static_cast<std::ptrdiff_t>(sample.widths.size());
-    std::vector<std::unique_ptr<Trial>> trials(static_cast<std::size_t>(levels * kTried));
-    parallel_blocks(levels * kTried, 1, num_threads, [&](std::ptrdiff_t t, std::ptrdiff_t) {
-        trials[t] = std::make_unique<Trial>(sample, t / kTried, kClips[t % kTried], l1, symmetric, scanner);
+    std::unique_ptr<Trial> trials[kTried];
+    parallel_blocks(kTried, 1, num_threads, [&](std::ptrdiff_t t, std::ptrdiff_t) {
+        trials[t] = std::make_unique<Trial>(sample, level, kClips[t], l1, symmetric, scanner);
     });
-    std::vector<Trial> best;
-    for (std::ptrdiff_t level = levels - 1; level >= 0; --level)
-        best.push_back(std::move(**std::min_element(
-            trials.begin() + level * kTried, trials.begin() + (level + 1) * kTried,
-            [](const auto& one, const auto& other) { return one->kept < other->kept; })));
-    return best;
+    return std::move(**std::min_element(std::begin(trials), std::end(trials), [](const auto& one, const auto& other) {
+        return one->kept < other->kept;
+    }));
+}
+
+// The least nanoseconds for a pair that codes could cost, if none keeps fewer pairs than those of all d dimensions.
+inline double least_cost(const Trial& finest, std::ptrdiff_t d, const Scanner& scanner) {
+    return scanner.scan_cost +
+           static_cast<double>(finest.kept) / static_cast<double>(finest.keeps.size()) * exact_cost(d);
 }
 
 // The grids to use, the 32-byte one first, and the expected nanoseconds for a pair.
@@ -77,11 +80,14 @@ struct Levels {
 };
 
 // The cheapest chain: 32-byte codes, then up to three wider ones; a longer chain must gain 5 %. `forced`, if not null,
-// names the bytes of the wider ones instead.
-inline Levels choose_levels(const Sample& sample, const std::vector<double>& l1, bool symmetric,
+// names the bytes of the wider ones instead. finest: the trial of all d dimensions.
+inline Levels choose_levels(const Sample& sample, Trial finest, const std::vector<double>& l1, bool symmetric,
                             const std::vector<std::ptrdiff_t>* forced, const Scanner& scanner, int num_threads) {
     const std::ptrdiff_t d = sample.widths[0], last = static_cast<std::ptrdiff_t>(sample.widths.size()) - 1;
-    const std::vector<Trial> trials = best_clips(sample, l1, symmetric, scanner, num_threads);
+    std::vector<Trial> trials;  // narrowest first
+    for (std::ptrdiff_t level = last; level > 0; --level)
+        trials.push_back(best_clip(sample, level, l1, symmetric, scanner, num_threads));
+    trials.push_back(std::move(finest));
     const double pairs = static_cast<double>(trials[0].keeps.size());
 
     unsigned best = 0;

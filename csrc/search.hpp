@@ -96,7 +96,7 @@ std::vector<Stage> knn(const Problem<T>& problem, const Running<T>& best, const 
 
     // Nanoseconds: a call, two columns compared and each product of them, a dimension of a row encoded.
     constexpr double kStart = 1e7, kPair = 50, kProduct = 0.1, kEncode = 4;
-    const std::ptrdiff_t probes = std::min(q, kProbes);
+    const std::ptrdiff_t probes = std::min(q, std::clamp<std::ptrdiff_t>(q / 128, 8, kProbes));
     const std::ptrdiff_t n = std::min<std::ptrdiff_t>({1000, (1 << 22) / d, std::max(m, 2 * kProbes)});
     const double all_time = static_cast<double>(q) * static_cast<double>(m) * plain_cost(d) / (mutual ? 2 : 1);
     const double prepare = kStart + probes * static_cast<double>(m) * plain_cost(d) +
@@ -107,18 +107,22 @@ std::vector<Stage> knn(const Problem<T>& problem, const Running<T>& best, const 
     if (!forced && all_time < 2 * prepare) return all();
 
     Probed<T> probed(problem, best, probes, n, num_threads, quiet);
-    const Sample sample(std::move(probed.rows), n, d, num_threads);
+    Sample sample(std::move(probed.rows), n, d);
     const Bound bound = Bound::of(d, problem.w1, problem.w2);
     std::vector<double> l1;
     for (const T distance : probed.distances) l1.push_back(bound.l1(distance));
-    const Levels levels = choose_levels(sample, l1, problem.symmetric(), forced ? &*choice.levels : nullptr,
+    const bool symmetric = problem.symmetric();
+    const double pairs = static_cast<double>(q) * static_cast<double>(m) / (symmetric ? 2 : 1);
+    Trial finest = best_clip(sample, 0, l1, symmetric, *choice.scanner, num_threads);
+    if (!forced && prepare + pairs * least_cost(finest, d, *choice.scanner) > all_time) return all();
+    sample.fold(num_threads);
+    const Levels levels = choose_levels(sample, std::move(finest), l1, symmetric, forced ? &*choice.levels : nullptr,
                                         *choice.scanner, num_threads);
-    const double pairs = static_cast<double>(q) * static_cast<double>(m) / (problem.symmetric() ? 2 : 1);
     if (!forced && prepare + pairs * levels.cost > all_time) return all();
 
     const Side<T> rows(problem.rows, problem.row_ids, sample, levels.grids, num_threads, quiet);
     std::optional<Side<T>> queries;
-    if (!problem.symmetric())
+    if (!symmetric)
         queries.emplace(problem.queries, problem.query_ids, sample, levels.grids, num_threads, quiet);
     Engine<T> engine(queries ? *queries : rows, rows, levels.grids, bound, problem.w1, problem.w2, best,
                      *choice.scanner);
