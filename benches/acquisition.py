@@ -126,6 +126,7 @@ def in_a_fresh_process(method: str, model: nn.Module, args: argparse.Namespace) 
     receive, send = context.Pipe(duplex=False)
     process = context.Process(target=measured, args=(method, model, args, send))
     process.start()
+    send.close()  # so that a process that fails ends the wait
     scores, indices, seconds, peak = receive.recv()
     process.join()
     return torch.from_numpy(scores), torch.from_numpy(indices), seconds, peak
