@@ -92,7 +92,7 @@ inline void pair_columns(const float* x, std::ptrdiff_t n, std::ptrdiff_t stride
     }
 }
 
-// Sums of a sample of rows at every width, and the folds between them. Only the first, the rows themselves, before fold().
+// Sums of a sample of rows at every width, and the folds between them. Before fold() only the rows.
 struct Sample {
     std::ptrdiff_t n;
     std::vector<std::ptrdiff_t> widths;

@@ -9,7 +9,7 @@
 
 namespace dm2 {
 
-constexpr std::ptrdiff_t kProbes = 32;     // at most: the first rows of a sample, queries whose k-th best distance is known
+constexpr std::ptrdiff_t kProbes = 32;     // at most: first rows of a sample, queries whose k-th best distance is known
 constexpr std::ptrdiff_t kWideLevels = 3;  // at most, behind the 32-byte codes
 
 // Nanoseconds on one core for one exact distance in the plain loop, and for one of a single pair.
