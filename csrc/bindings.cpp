@@ -3,7 +3,12 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <chrono>
+#include <cmath>
+#include <functional>
+#include <initializer_list>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -26,8 +31,36 @@ void require(bool condition, const char* message) {
     if (!condition) throw std::invalid_argument(message);
 }
 
+// The bytes that an array spans; none of an empty one.
+std::pair<const char*, const char*> span(const py::array& array) {
+    const char *first = static_cast<const char*>(array.data()), *last = first + array.itemsize();
+    for (py::ssize_t t = 0; t < array.ndim(); ++t) {
+        if (array.shape(t) == 0) return {first, first};
+        (array.strides(t) < 0 ? first : last) += (array.shape(t) - 1) * array.strides(t);
+    }
+    return {first, last};
+}
+
+using Arrays = std::initializer_list<std::reference_wrapper<const py::array>>;
+
+void require_aligned(const Arrays& arrays) {
+    for (const py::array& array : arrays)
+        require(reinterpret_cast<std::uintptr_t>(array.data()) % static_cast<std::uintptr_t>(array.itemsize()) == 0,
+                "arrays must be aligned to their elements");
+}
+
+// What is written must not be what is read, since indices and numbers are checked once, before.
+void require_apart(const py::array& out, const Arrays& others) {
+    const auto [first, last] = span(out);
+    for (const py::array& other : others) {
+        const auto [from, to] = span(other);
+        require(first == last || from == to || to <= first || last <= from, "outputs must not overlap other arrays");
+    }
+}
+
 std::ptrdiff_t row_stride(const py::array& rows) {
     require(rows.ndim() == 2, "rows must be 2-D");
+    if (rows.size() == 0) return 0;
     require(rows.shape(1) <= 1 || rows.strides(1) == rows.itemsize(), "rows must be dense within a row");
     require(rows.strides(0) % rows.itemsize() == 0, "rows must be whole elements apart");
     return rows.strides(0) / rows.itemsize();
@@ -39,11 +72,12 @@ dm2::Rows<T> as_rows(const py::array& rows, const Array<T>& scale) {
     const py::dtype type = rows.dtype();
     dm2::Element element = dm2::Element::same;
     if (!py::isinstance<Strided<T>>(rows)) {
-        const bool narrow = sizeof(T) == sizeof(float) && type.itemsize() == sizeof(dm2::Float16);
-        require(narrow && (type.kind() == 'f' || type.kind() == 'i'), "rows must be floats like scale");
-        element = type.kind() == 'f' ? dm2::Element::float16 : dm2::Element::bfloat16;
+        const bool half = type.equal(py::dtype("e")), bits = type.equal(py::dtype::of<std::int16_t>());
+        require(sizeof(T) == sizeof(float) && (half || bits), "rows must be floats like scale");
+        element = half ? dm2::Element::float16 : dm2::Element::bfloat16;
     }
-    require(rows.ndim() == 2, "rows must be 2-D");
+    require(rows.ndim() == 2 && rows.shape(1) > 0 && rows.shape(1) < std::numeric_limits<std::int32_t>::max(),
+            "rows must be 2-D, with at least one dimension and fewer than 2**31");
     const std::ptrdiff_t bytes = type.itemsize(), n = rows.shape(0);
     require(rows.strides(0) % bytes == 0 && rows.strides(1) % bytes == 0, "elements must be whole elements apart");
     const std::ptrdiff_t factors = scale.ndim() == 2 ? scale.shape(1) : 1;
@@ -52,10 +86,10 @@ dm2::Rows<T> as_rows(const py::array& rows, const Array<T>& scale) {
             scale.data(), factors, rows.strides(1) / bytes, element};
 }
 
-// Ten times a second: answer Ctrl-C and report progress. Called without the GIL.
+// Ten times a second at most: answer Ctrl-C and report progress. Called without the GIL.
 class Poll {
 public:
-    explicit Poll(const py::object& report) : report_(report) {}
+    explicit Poll(py::object report = py::none()) : report_(std::move(report)) {}
 
     void operator()(double part) {
         const auto now = std::chrono::steady_clock::now();
@@ -67,7 +101,7 @@ public:
     }
 
 private:
-    const py::object& report_;
+    const py::object report_;
     std::chrono::steady_clock::time_point next_ = std::chrono::steady_clock::now() + std::chrono::milliseconds(100);
 };
 
@@ -118,12 +152,18 @@ void knn(const py::array& queries, const Array<T>& query_scale, const Array<std:
     require(distances.ndim() == 2 && distances.shape(0) == q.n && distances.shape(1) > 0 &&
                 indices.ndim() == 2 && indices.shape(0) == q.n && indices.shape(1) == distances.shape(1),
             "distances and indices must be (queries, k)");
+    require_aligned({queries, query_scale, query_ids, rows, row_scale, row_ids, distances, indices});
+    require_apart(distances, {queries, query_scale, query_ids, rows, row_scale, row_ids, indices});
+    require_apart(indices, {queries, query_scale, query_ids, rows, row_scale, row_ids});
+    require(std::none_of(distances.data(), distances.data() + distances.size(), [](T x) { return std::isnan(x); }),
+            "distances must not be NaN");
+    require(std::isfinite(w1) && std::isfinite(w2), "w1 and w2 must be finite");
     const dm2::Problem<T> problem{q, query_ids.data(), x, row_ids.data(), static_cast<T>(w1), static_cast<T>(w2)};
     const dm2::Running<T> best{q.n, distances.shape(1), distances.mutable_data(), indices.mutable_data()};
     const dm2::Choice choice = as_choice(isa, levels);
     Poll poll(report);
     py::gil_scoped_release release;
-    dm2::knn<T>(problem, best, choice, num_threads, [&](double part) { poll(part); });
+    dm2::knn<T>(problem, best, choice, num_threads, std::ref(poll));
 }
 
 // For tests of the filter itself: whether pair (i, j) stays, at each code length (longest first), if its own computed
@@ -133,6 +173,8 @@ template <class T>
 py::array_t<bool> survives(const py::array& rows, const Array<T>& scale, double w1, double w2, double clip,
                            double error, bool slack) {
     const dm2::Rows<T> x = as_rows(rows, scale);
+    require_aligned({rows, scale});
+    require(x.n > 0, "rows must hold at least one row");
     const std::ptrdiff_t width = dm2::padded(x.d);
     std::vector<T> read(static_cast<std::size_t>(x.n * width)), distance(static_cast<std::size_t>(x.n));
     x.read(0, x.n, read.data());
@@ -172,9 +214,12 @@ void pairwise(const py::array& queries, const Array<T>& query_scale, const py::a
     const dm2::Rows<T> q = as_rows(queries, query_scale), x = as_rows(rows, row_scale);
     require(q.d == x.d, "queries and rows must have the same dimension");
     require(out.ndim() == 2 && out.shape(0) == q.n && out.shape(1) == x.n, "out must be (queries, rows)");
+    require_aligned({queries, query_scale, rows, row_scale, out});
+    require_apart(out, {queries, query_scale, rows, row_scale});
     T* data = out.mutable_data();
+    Poll poll;
     py::gil_scoped_release release;
-    dm2::pairwise<T>(q, x, static_cast<T>(w1), static_cast<T>(w2), data, num_threads);
+    dm2::pairwise<T>(q, x, static_cast<T>(w1), static_cast<T>(w2), data, num_threads, std::ref(poll));
 }
 
 template <class T>
@@ -183,10 +228,13 @@ void lower_to_nearest(const Strided<T>& rows, const Strided<T>& points, Array<T>
     const std::ptrdiff_t n = rows.shape(0), count = points.shape(0), d = rows.shape(1);
     require(points.shape(1) == d, "rows and points must have the same dimension");
     require(distances.ndim() == 1 && distances.size() == n, "distances must have one value per row");
+    require_aligned({rows, points, distances});
+    require_apart(distances, {rows, points});
     const T *x = rows.data(), *y = points.data();
     T* data = distances.mutable_data();
+    Poll poll;
     py::gil_scoped_release release;
-    dm2::lower_to_nearest<T>(x, n, stride, y, count, point_stride, d, data, num_threads);
+    dm2::lower_to_nearest<T>(x, n, stride, y, count, point_stride, d, data, num_threads, std::ref(poll));
 }
 
 template <class In, class Out>
@@ -202,16 +250,20 @@ void mix(const Strided<In>& inputs, const Array<std::int64_t>& indices, const Ar
     require((out.ndim() == 2 || (out.ndim() == 3 && last > 0)) && out.shape(0) == n && out.size() == n * width,
             "out must be (n, width) or (n, pixels, channels)");
     require(std_.size() == channels && channel_stride > 0, "mean and std must have one value per channel");
-    require(channels == 0 || width % (channels * channel_stride) == 0, "width must be whole channels");
+    require(channels == 0 || (width % channels == 0 && width / channels % channel_stride == 0),
+            "width must be whole channels");
+    require_aligned({inputs, indices, coefficients, mean, std_, out});
+    require_apart(out, {inputs, indices, coefficients, mean, std_});
     const std::int64_t* ids = indices.data();
     require(std::all_of(ids, ids + n * terms, [&](std::int64_t i) { return i >= 0 && i < inputs.shape(0); }),
             "indices must be rows of inputs");
     const In* rows = inputs.data();
     const Out *c = coefficients.data(), *m = channels ? mean.data() : nullptr, *s = std_.data();
     Out* data = out.mutable_data();
+    Poll poll;
     py::gil_scoped_release release;
-    dm2::mix<In, Out>(rows, stride, width, ids, c, n, terms, m, s, channels, channel_stride, last, data,
-                      num_threads);
+    dm2::mix<In, Out>(rows, stride, width, ids, c, n, terms, m, s, channels, channel_stride, last, data, num_threads,
+                      std::ref(poll));
 }
 
 template <class T>
@@ -222,10 +274,13 @@ void uncertainty(const Strided<T>& logits, const std::string& kind, Array<T>& ou
                         : kind == "entropy"        ? dm2::Kind::entropy
                                                    : dm2::Kind::margin;
     require(k != dm2::Kind::margin || (kind == "margin" && classes > 1), "kind must be known");
+    require_aligned({logits, out});
+    require_apart(out, {logits});
     const T* z = logits.data();
     T* data = out.mutable_data();
+    Poll poll;
     py::gil_scoped_release release;
-    dm2::uncertainty<T>(z, n, classes, stride, k, data, num_threads);
+    dm2::uncertainty<T>(z, n, classes, stride, k, data, num_threads, std::ref(poll));
 }
 
 template <class T>

@@ -330,9 +330,11 @@ private:
                 queries_.rows.read(query, 1, x.data());
                 std::uint32_t keys[kBlock];
                 const std::ptrdiff_t n = closest(place, j, share, keys);
-                for (std::ptrdiff_t r = 0; r < n; ++r)
-                    if (rows_.ids[rows_.order[j * kBlock + keys[r]]] != queries_.ids[query])
-                        found[p].push_back(rows.distance_to(x.data(), keys[r], w1_, w2_));
+                for (std::ptrdiff_t r = 0; r < n; ++r) {
+                    if (rows_.ids[rows_.order[j * kBlock + keys[r]]] == queries_.ids[query]) continue;
+                    const T distance = rows.distance_to(x.data(), keys[r], w1_, w2_);
+                    if (!std::isnan(distance)) found[p].push_back(distance);  // NaN has no place in an order
+                }
             }
         }
         for (std::ptrdiff_t p = 0; p < count; ++p) {
