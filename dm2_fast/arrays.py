@@ -1,6 +1,5 @@
 """What users pass as data: tensors, arrays, memory maps, and anything else that can be indexed by an integer array."""
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -30,12 +29,18 @@ def as_tensor(x: Any, name: str) -> Tensor:
         raise TypeError(f"{name} must have native byte order, got dtype {x.dtype.str}")
     if any(stride < 0 for stride in x.strides):
         x = x.copy()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*not writable.*")  # read-only maps are read, never written
-        try:
-            return torch.from_numpy(x)
-        except TypeError as error:
-            raise TypeError(f"{name} must have a numeric dtype, got {x.dtype}") from error
+    try:
+        return torch.from_numpy(x if x.flags.writeable else np.asarray(_Unlocked(x)))
+    except TypeError as error:
+        raise TypeError(f"{name} must have a numeric dtype, got {x.dtype}") from error
+
+
+class _Unlocked:
+    """A read-only array that NumPy takes for a writable one: torch warns of others, and it is never written."""
+
+    def __init__(self, x: np.ndarray) -> None:
+        self.alive = x
+        self.__array_interface__ = x.__array_interface__ | {"data": (x.ctypes.data, False)}
 
 
 def gather(inputs: ArrayLike, rows: Tensor, name: str) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,8 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from dm2_fast import draws
+from dm2_fast import draws, threads
+from dm2_fast.scoring import model_device
 
 _CHANNELWISE = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.FeatureAlphaDropout)
 _ALPHA = (nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -44,7 +45,7 @@ def sampled_dropout(model: nn.Module, seed: int = 0, round: int = 0) -> Iterator
     def count_rows(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         state["rows"] = len(inputs[0])
 
-    with ExitStack() as hooks:
+    with threads.guarding(model_device(model)), ExitStack() as hooks:
         hooks.callback(model.register_forward_pre_hook(count_rows).remove)
         for position, layer in enumerate(_active(model)):
 

@@ -3,8 +3,7 @@
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import RLock
@@ -15,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dm2_fast import backends
+from dm2_fast import backends, threads
 from dm2_fast.arrays import ArrayLike, as_tensor, name_rows
 from dm2_fast.mixing import Normalize, Recipe, mix
-from dm2_fast.prepare import Prepared, plain, prepare
+from dm2_fast.prepare import VERIFIED_ROWS, Prepared, plain, prepare
 
 Uncertainty: TypeAlias = Literal["least-confidence", "entropy", "margin"]
 
@@ -70,10 +69,14 @@ def uncertainty(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model into eval mode, without gradients, and leave its mode and the random state as they were."""
+    """Put the model into eval mode, without gradients, and leave its mode and the random state as they were.
+
+    Other calls on models of the device wait meanwhile.
+    """
     device = model_device(model)
-    modes = [(module, module.training) for module in model.modules()]
-    with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    forked = [device] if device.type == "cuda" else []
+    with threads.guarding(device), torch.no_grad(), torch.random.fork_rng(forked):
+        modes = [(module, module.training) for module in model.modules()]
         try:
             model.eval()
             yield
@@ -188,6 +191,7 @@ class ForwardPass:
     _shared: _Shared = field(default_factory=_Shared, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        threads.threads_of_torch()
         if len(self.inputs.shape) < 2 or 0 in self.inputs.shape:
             raise ValueError(f"inputs must be a non-empty (m, ...) pool, got shape {tuple(self.inputs.shape)}")
         if self.batch_size < 1:
@@ -290,17 +294,26 @@ class ForwardPass:
         """What runs in place of the model (see `dm2_fast.prepare`); its note says what was done, or why nothing was."""
         if self.prepare == "off":
             return Prepared("off", plain(self.model, None))
-        autocast, tensors = self._autocast(), [*self.model.parameters(), *self.model.buffers()]
-        state = autocast, [(id(t), 0 if t.is_inference() else t._version) for t in tensors]
-        with self._shared.lock, evaluating(self.model), _threads_of_torch(1):
-            if self._shared.prepared is None or self._shared.state != state:
-                head = None
-                with suppress(Exception):  # a model without a head has logits; one that cannot run says so when it runs
-                    head = find_head(self.model, self.first_rows(), self.head)
-                batch = partial(self._batch, None, 0)
-                self._shared.prepared = prepare(self.model, head, batch, self.batch_size, pack=autocast is None)
-                self._shared.state, self._shared.tensors = state, tensors  # kept, so that no id is used again
+        autocast = self._autocast()
+        with self._shared.lock:
+            if self._shared.prepared is not None and self._shared.state == self._state(autocast):
+                return self._shared.prepared
+        with evaluating(self.model), self._shared.lock:
+            head = None
+            with suppress(Exception):  # a model without a head has logits; one that cannot run says so when it runs
+                head = find_head(self.model, self.first_rows(), self.head)
+            few = self._batch(None, 0, min(self.batch_size, VERIFIED_ROWS))
+            # On the kind of thread that runs it, since weights are laid out for a number of threads.
+            work = partial(prepare, self.model, head, few, self.batch_size, pack=autocast is None)
+            self._shared.prepared = threads.submit(work).result()
+            self._shared.tensors = [*self.model.parameters(), *self.model.buffers()]  # alive, so that ids stay unique
+            self._shared.state = self._state(autocast)
             return self._shared.prepared
+
+    def _state(self, autocast: torch.dtype | None) -> object:
+        """What changes when the model has to be prepared anew."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        return autocast, [(id(t), 0 if t.is_inference() else t._version) for t in tensors]
 
     def _autocast(self) -> torch.dtype | None:
         """The dtype of autocast: ours, or that of the caller, which does not reach other threads by itself."""
@@ -334,8 +347,8 @@ class ForwardPass:
                 while start < end:
                     rows = limit
                     try:
-                        threads = 1 if engine.threads else self.num_threads
-                        batch = self._batch(recipe, start, rows, threads, engine.channels_last)
+                        of_mix = 1 if engine.threads else self.num_threads
+                        batch = self._batch(recipe, start, rows, of_mix, engine.channels_last)
                         parts.append(self._outputs(engine, batch, features, start, min(rows, end - start)))
                     except (RuntimeError, MemoryError) as error:
                         if rows == 1 or not out_of_memory(error):
@@ -345,16 +358,12 @@ class ForwardPass:
                         start += rows
             return parts
 
-        with evaluating(self.model):
-            if engine.threads:
-                workers = self.num_threads or torch.get_num_threads()
-                with _threads_of_torch(1), ThreadPoolExecutor(workers) as pool:  # no operator waits for another thread
-                    try:
-                        parts = list(self._bar(pool.map(run, starts), name, len(starts)))
-                    except BaseException:
-                        pool.shutdown(wait=False, cancel_futures=True)  # what has not begun
-                        raise
-            else:
+        if engine.threads:  # a copy, so that no call waits for another, and no operator for another thread
+            workers = self.num_threads or threads.threads_of_torch()
+            with closing(threads.each(run, starts, workers)) as found:
+                parts = list(self._bar(found, name, len(starts)))
+        else:
+            with evaluating(self.model):
                 parts = list(self._bar(map(run, starts), name, len(starts)))
         if limit < size:
             warnings.warn(f"batch_size={size} is halved to {limit}: {shortage}", stacklevel=3)
@@ -421,17 +430,6 @@ class ForwardPass:
                 num_threads=num_threads,
             )
         return batch.to(model_device(self.model), model_dtype(self.model))
-
-
-@contextmanager
-def _threads_of_torch(number: int) -> Iterator[None]:
-    """Threads that an operator of torch uses, when called from this thread or from one that is yet to start."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def out_of_memory(error: Exception) -> bool:

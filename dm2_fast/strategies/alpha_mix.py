@@ -13,6 +13,7 @@ from dm2_fast import draws
 from dm2_fast.acquire import Picked, check_budget, stage
 from dm2_fast.scoring import model_device
 from dm2_fast.strategies.round import Round
+from dm2_fast.threads import clustering
 
 _BLOCK = 1 << 20  # elements of the features that are in float64 at once
 
@@ -133,13 +134,12 @@ def _nearest_to_centres(features: Tensor, sample: Tensor, budget: int, iteration
     """The row of each of budget k-means clusters that is nearest to its centre, ties to the lower row."""
     from sklearn.cluster import KMeans, kmeans_plusplus
     from sklearn.exceptions import ConvergenceWarning
-    from threadpoolctl import threadpool_limits
 
     n = len(features)
     if n <= budget:
         return torch.arange(n)
     x = F.normalize(features.float()).cpu().numpy()
-    with warnings.catch_warnings(), threadpool_limits(1):  # sums by several threads would depend on their number
+    with clustering(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than clusters
         centres, _ = kmeans_plusplus(x[sample.numpy()], budget, random_state=seed)
         means = KMeans(budget, init=centres, n_init=1, max_iter=iterations).fit(x)

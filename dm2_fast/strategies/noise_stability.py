@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from dm2_fast import draws
 from dm2_fast.acquire import Picked, check_budget, stage
+from dm2_fast.prepare import full_precision
 from dm2_fast.scoring import ForwardPass, model_device
 from dm2_fast.strategies.k_center import k_center_greedy
 from dm2_fast.strategies.round import Round
+from dm2_fast.threads import guarding
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ def deviations(forward: ForwardPass, options: NoiseStabilityConfig, seed: int = 
     in the precision of the model, but at least float32 without TF32. Noise is drawn for a copy of the model, keyed by
     (seed, round, t, position of the parameter).
     """
-    model = copy.deepcopy(forward.model)
+    with guarding(model_device(forward.model)):  # other calls may have hooked it
+        model = copy.deepcopy(forward.model)
     if next((p.dtype.itemsize for p in model.parameters() if p.is_floating_point()), 4) < 4:
         model.float()
     weights = _perturbed(model, options.noise)
@@ -84,7 +87,7 @@ def deviations(forward: ForwardPass, options: NoiseStabilityConfig, seed: int = 
     def softmax() -> Tensor:
         return forward.through(model).logits().softmax(1)
 
-    with _no_tf32():
+    with _no_tf32(model_device(model).type):
         p = softmax()
         m, classes = p.shape
         x = torch.empty(m, options.passes * classes, dtype=p.dtype, device=p.device)
@@ -119,11 +122,14 @@ def _noise(
 
 
 @contextmanager
-def _no_tf32() -> Iterator[None]:
+def _no_tf32(device: str) -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+    with full_precision(device):
+        if before == "highest":  # nothing to change for the whole process
             yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+            return
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)

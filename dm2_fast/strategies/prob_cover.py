@@ -16,6 +16,7 @@ from dm2_fast.distance import knn
 from dm2_fast.scoring import model_device
 from dm2_fast.strategies.k_center import k_center_greedy, lower_to_nearest, nearest_squared
 from dm2_fast.strategies.round import Round
+from dm2_fast.threads import clustering
 
 MOST_EDGES = 2 * 10**8  # of both directions, which bounds the memory
 _BLOCK = 2**24  # pairs looked at together
@@ -86,9 +87,8 @@ def pure_radius(x: Tensor, clusters: int, purity: float, seed: int, num_threads:
     with n_init=1, on one thread since its result depends on their number.
     """
     from sklearn.cluster import KMeans
-    from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(limits=1):
+    with clustering():
         distinct = min(clusters, len(torch.unique(x, dim=0)))
         labels = KMeans(distinct, n_init=1, random_state=seed).fit_predict(x.numpy())
     other = torch.full((len(x),), torch.inf)
