@@ -71,7 +71,7 @@ def _in_another(work: Callable[[], Result]) -> Result:
 def _single() -> None:
     """Let torch use one thread when called from this thread, but as many as before when called from a new one."""
     with _process.counting:
-        everywhere = _in_another(torch.get_num_threads)
+        everywhere = torch.get_num_threads()  # the first use in a thread takes over the number for all
         torch.set_num_threads(1)
         _in_another(partial(torch.set_num_threads, everywhere))
 
