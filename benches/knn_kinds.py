@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 import dm2_fast
-from dm2_fast import cpp
-from dm2_fast.distance import weights
+from dm2_fast.operations import cpp
+from dm2_fast.operations.knn import weights
 
 Generator = np.random.Generator
 
@@ -160,7 +160,8 @@ def main() -> None:
     args = parser.parse_args()
     kinds = {"real features": (real(args.features), np.asarray)} | KINDS
     print(
-        f"at most {args.rows} rows, k = {args.k}, {torch.get_num_threads()} threads; plain loop on {args.sample} query rows\n"
+        f"at most {args.rows} rows, k = {args.k}, {torch.get_num_threads()} threads; "
+        f"plain loop on {args.sample} query rows\n"
     )
     print("| kind | metric | rows | d | seconds | plain loop | ratio | in CPU seconds |\n|" + " --- |" * 8)
     for name in args.kinds:

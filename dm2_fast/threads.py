@@ -95,6 +95,7 @@ def each(work: Callable[[Item], Result], items: Sequence[Item], num_threads: int
     stopped = False
 
     def run() -> None:
+        nonlocal stopped
         while True:
             with taking:
                 item, result = (None, None) if stopped else next(left, (None, None))
@@ -103,6 +104,8 @@ def each(work: Callable[[Item], Result], items: Sequence[Item], num_threads: int
             try:
                 result.set_result(work(item))  # type: ignore[arg-type]
             except BaseException as error:
+                with taking:
+                    stopped = True
                 result.set_exception(error)
 
     runs = [submit(run) for _ in range(min(num_threads, len(results)))]
