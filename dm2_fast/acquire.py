@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dm2_fast import strategies
 from dm2_fast.model.passes import ForwardPass
+from dm2_fast.operations.arguments import whole
 from dm2_fast.operations.arrays import ArrayLike
 from dm2_fast.operations.mix import Normalize
 from dm2_fast.round import Picked, Round, check_budget, check_picked
@@ -97,8 +98,8 @@ def select_from(
     """
     strategy = strategies.get(strategy)
     options = strategy.checked(options)
+    budget = whole("budget", budget)
     check_budget(budget, len(round))
-    _ = round.ids
     round.seconds = {}
     picked = check_picked(strategy.choose(round, budget, options), f"strategy {strategy.name}", budget, len(round))
     return replace(picked, seconds=round.seconds | picked.seconds, prepared=round.forward.note)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from dm2_fast.model.dropout import dropout_tail, sampled_dropout
 from dm2_fast.model.head import evaluating, find_head, model_device
 from dm2_fast.model.passes import ForwardPass
-from dm2_fast.operations.arrays import ArrayLike
+from dm2_fast.operations.arguments import shown, whole
+from dm2_fast.operations.arrays import ArrayLike, as_integers, as_tensor, check_pool
 from dm2_fast.operations.mix import Recipe
 from dm2_fast.operations.uncertainty import Uncertainty
 
@@ -72,6 +73,16 @@ class Round:
     part: nn.Module | None = None
     seconds: dict[str, float] = field(default_factory=dict, init=False)
     _kept: dict[tuple[str, Hashable], Any] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.forward, ForwardPass):
+            raise TypeError(f"forward must be a ForwardPass, got {shown(self.forward)}")
+        self.seed, self.round = whole("seed", self.seed), whole("round", self.round)
+        _ = self.ids
+        if self.labelled is not None and not (hasattr(self.labelled, "__len__") and len(self.labelled) == 0):
+            check_pool(self.labelled, "labelled")
+        if self.labels is not None:
+            self.labels = as_integers(self.labels, "labels")
 
     def __len__(self) -> int:
         return len(self.forward.inputs)
@@ -189,7 +200,7 @@ def highest(scores: Tensor, budget: int, offset: int = 0) -> Tensor:
 
 def check_budget(budget: int, m: int, offset: int = 0) -> None:
     """Raise unless budget rows can be chosen from m."""
-    if not 1 <= budget <= m:
+    if not 1 <= whole("budget", budget) <= m:
         raise ValueError(f"budget must be in [1, {m}] for a pool of {m} rows, got {budget}")
     if offset + budget > m:
         raise ValueError(f"offset must be at most {m - budget} for budget {budget} of {m} rows, got {offset}")
@@ -199,7 +210,7 @@ def check_row_ids(row_ids: NDArray[np.int64] | Tensor | None, m: int) -> NDArray
     """row_ids as an array; 0, 1, 2, ... for None."""
     if row_ids is None:
         return np.arange(m)
-    ids = row_ids.cpu().numpy() if isinstance(row_ids, Tensor) else np.asarray(row_ids)
+    ids = as_tensor(row_ids, "row_ids").cpu().numpy()
     if ids.shape != (m,) or ids.dtype.kind not in "iu":
         raise ValueError(f"row_ids must be {m} integers, got shape {ids.shape} of {ids.dtype}")
     return ids.astype(np.int64)
@@ -208,10 +219,10 @@ def check_row_ids(row_ids: NDArray[np.int64] | Tensor | None, m: int) -> NDArray
 def check_picked(picked: object, who: str, budget: int, m: int) -> Picked:
     """picked, if it is a choice of budget distinct rows of m, with a score for each row or None."""
     if not isinstance(picked, Picked):
-        raise ValueError(f"{who} must return a dm2_fast.Picked(indices, scores), got {type(picked).__name__}")
+        raise ValueError(f"{who} must return a dm2_fast.Picked(indices, scores), got {shown(picked)}")
     rows, scores = picked.indices, picked.scores
     if not isinstance(rows, Tensor) or rows.dtype != torch.int64 or rows.shape != (budget,):
-        got = f"{rows.dtype} of shape {tuple(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
+        got = f"{rows.dtype} of shape {tuple(rows.shape)}" if isinstance(rows, Tensor) else shown(rows)
         raise ValueError(f"{who} must choose {budget} rows as an int64 tensor of shape ({budget},), got {got}")
     outside = rows[(rows < 0) | (rows >= m)]
     if len(outside):
@@ -220,7 +231,7 @@ def check_picked(picked: object, who: str, budget: int, m: int) -> Picked:
     if len(repeated):
         raise ValueError(f"{who} must choose distinct rows, got row {repeated[0].item()} more than once")
     if scores is not None and (not isinstance(scores, Tensor) or scores.shape != (m,)):
-        got = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+        got = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else shown(scores)
         raise ValueError(f"{who} must return None or a score for each of the {m} rows, got {got}")
     return picked
 

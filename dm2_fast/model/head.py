@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dm2_fast import threads
+from dm2_fast.operations.arguments import shown
 
 
 @contextmanager
@@ -35,6 +36,12 @@ def model_device(model: nn.Module) -> torch.device:
 def model_dtype(model: nn.Module) -> torch.dtype:
     """The floating-point dtype that the model computes in."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+def check_model(model: object) -> None:
+    """Raise unless model is a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {shown(model)}")
 
 
 def check_logits(logits: object) -> Tensor:

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dm2_fast import threads
-from dm2_fast.model.head import check_logits, evaluating, find_head, model_device, model_dtype
+from dm2_fast.model.head import check_logits, check_model, evaluating, find_head, model_device, model_dtype
 from dm2_fast.model.preparation import VERIFIED_ROWS, Prepared, plain, prepare
-from dm2_fast.operations.arrays import ArrayLike, as_tensor, name_rows
-from dm2_fast.operations.mix import Normalize, Recipe, mix
+from dm2_fast.operations.arguments import one_of, shown, whole
+from dm2_fast.operations.arrays import ArrayLike, as_tensor, check_pool, name_rows
+from dm2_fast.operations.backends import MOST_THREADS, NAMES
+from dm2_fast.operations.mix import Normalize, Recipe, channel_statistics, mix
 from dm2_fast.operations.uncertainty import Uncertainty, uncertainty
 
 Step = TypeVar("Step")
@@ -74,14 +76,20 @@ class ForwardPass:
 
     def __post_init__(self) -> None:
         threads.threads_of_torch()
-        if len(self.inputs.shape) < 2 or 0 in self.inputs.shape:
-            raise ValueError(f"inputs must be a non-empty (m, ...) pool, got shape {tuple(self.inputs.shape)}")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-        if self.prepare not in ("auto", "off"):
-            raise ValueError(f"prepare must be 'auto' or 'off', got {self.prepare!r}")
-        if self.autocast not in (None, torch.float16, torch.bfloat16):
-            raise ValueError(f"autocast must be None, torch.float16 or torch.bfloat16, got {self.autocast!r}")
+        check_model(self.model)
+        check_pool(self.inputs, "the pool")
+        channel_statistics(self.normalize, self.inputs.shape[1])
+        if self.head is not None and not isinstance(self.head, (str, nn.Module)):
+            raise TypeError(f"head must be a module of the model or its name, got {shown(self.head)}")
+        object.__setattr__(self, "batch_size", whole("batch_size", self.batch_size, 1))
+        one_of("backend", self.backend, NAMES)
+        if self.num_threads is not None:
+            object.__setattr__(self, "num_threads", whole("num_threads", self.num_threads, 1, MOST_THREADS))
+        if not isinstance(self.prepare, str) or self.prepare not in ("auto", "off"):
+            raise ValueError(f"prepare must be 'auto' or 'off', got {shown(self.prepare)}")
+        kinds = (torch.float16, torch.bfloat16)
+        if self.autocast is not None and not (isinstance(self.autocast, torch.dtype) and self.autocast in kinds):
+            raise ValueError(f"autocast must be None, torch.float16 or torch.bfloat16, got {shown(self.autocast)}")
 
     def over(self, inputs: ArrayLike) -> "ForwardPass":
         """The same pass over other inputs, through the same prepared model."""

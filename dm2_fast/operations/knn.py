@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dm2_fast.operations import backends
+from dm2_fast.operations.arguments import one_of, whole
 from dm2_fast.operations.arrays import as_tensor, name_rows
 
 Metric: TypeAlias = Literal["literal", "rms", "l1", "l2"]
@@ -35,9 +36,7 @@ def weights(metric: str, d: int) -> tuple[float, float]:
 
     literal: (L2/d + L1/d) / 2, Eqs. 4-6 as written; rms: (L2/sqrt(d) + L1/d) / 2; l1: L1/d; l2: L2/d.
     """
-    if metric not in _WEIGHTS:
-        raise ValueError(f"metric must be one of {', '.join(get_args(Metric))}, got {metric!r}")
-    return _WEIGHTS[metric](d)
+    return _WEIGHTS[one_of("metric", metric, get_args(Metric))](d)
 
 
 class _Rows:
@@ -164,7 +163,8 @@ def knn(
     """
     rows, asked = _open(x, queries, "queries", progress)
     most = len(rows) if queries is not None else len(rows) - 1
-    if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or not 1 <= k <= most:
+    k = whole("k", k)
+    if not 1 <= k <= most:
         raise ValueError(f"k must be in [1, {most}] for {len(rows)} rows, got {k}")
     w1, w2 = weights(metric, rows.data.shape[1])
     module = backends.resolve(backend, rows.data, "knn")

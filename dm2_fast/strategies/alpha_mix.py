@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dm2_fast import draws
+from dm2_fast.operations.arguments import finite, whole
 from dm2_fast.round import Picked, Round
 from dm2_fast.strategy import FEATURES, LABELLED, Strategy
 from dm2_fast.threads import clustering
@@ -30,10 +31,9 @@ class AlphaMixConfig:
     iterations: int = 20
 
     def __post_init__(self) -> None:
-        if not 0 < self.cap_step <= 1:
+        if not 0 < finite("cap_step", self.cap_step) <= 1:
             raise ValueError(f"cap_step must be in (0, 1], got {self.cap_step}")
-        if self.iterations < 1:
-            raise ValueError(f"iterations must be at least 1, got {self.iterations}")
+        object.__setattr__(self, "iterations", whole("iterations", self.iterations, 1))
 
 
 def choose(round: Round, budget: int, options: AlphaMixConfig) -> Picked:

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 import torch
 
+from dm2_fast.operations.arguments import one_of, whole
 from dm2_fast.operations.knn import Metric, knn, weights
 from dm2_fast.operations.mix import Mix, check_mix, recipe
 from dm2_fast.round import Picked, Round, check_budget, highest
@@ -38,13 +39,9 @@ class DM2Config:
     def __post_init__(self) -> None:
         weights(self.metric, 1)
         check_mix(self.mix, self.lam, self.alpha)
-        if self.k < 1:
-            raise ValueError(f"k must be at least 1, got {self.k}")
-        scores = get_args(DM2Config.__annotations__["score"])
-        if self.score not in scores:
-            raise ValueError(f"score must be one of {', '.join(scores)}, got {self.score!r}")
-        if self.offset < 0:
-            raise ValueError(f"offset must be at least 0, got {self.offset}")
+        object.__setattr__(self, "k", whole("k", self.k, 1))
+        one_of("score", self.score, get_args(DM2Config.__annotations__["score"]))
+        object.__setattr__(self, "offset", whole("offset", self.offset, 0))
 
 
 def choose(round: Round, budget: int, options: DM2Config) -> Picked:

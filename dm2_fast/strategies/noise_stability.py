@@ -13,6 +13,7 @@ from dm2_fast import draws
 from dm2_fast.model.head import model_device
 from dm2_fast.model.passes import ForwardPass
 from dm2_fast.model.preparation import full_precision
+from dm2_fast.operations.arguments import finite, one_of, whole
 from dm2_fast.round import Picked, Round
 from dm2_fast.strategies.k_center import k_center_greedy
 from dm2_fast.strategy import Pass, Strategy
@@ -35,13 +36,10 @@ class NoiseStabilityConfig:
     noise: Literal["module", "global"] = "module"
 
     def __post_init__(self) -> None:
-        if self.passes < 1:
-            raise ValueError(f"passes must be at least 1, got {self.passes}")
-        if not 0 < self.scale < float("inf"):
+        object.__setattr__(self, "passes", whole("passes", self.passes, 1))
+        if not finite("scale", self.scale) > 0:
             raise ValueError(f"scale must be positive and finite, got {self.scale}")
-        kinds = get_args(NoiseStabilityConfig.__annotations__["noise"])
-        if self.noise not in kinds:
-            raise ValueError(f"noise must be one of {', '.join(kinds)}, got {self.noise!r}")
+        one_of("noise", self.noise, get_args(NoiseStabilityConfig.__annotations__["noise"]))
 
 
 def choose(round: Round, budget: int, options: NoiseStabilityConfig) -> Picked:

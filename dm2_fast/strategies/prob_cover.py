@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dm2_fast import draws
+from dm2_fast.operations.arguments import finite, shown
 from dm2_fast.operations.knn import knn
 from dm2_fast.operations.nearest import lower_to_nearest, nearest_squared
 from dm2_fast.round import Picked, Round
@@ -37,9 +38,10 @@ class ProbCoverConfig:
     purity: float = 0.95
 
     def __post_init__(self) -> None:
-        if self.radius != "purity" and (isinstance(self.radius, str) or not 0 < self.radius < float("inf")):
-            raise ValueError(f"radius must be positive and finite or 'purity', got {self.radius!r}")
-        if not 0 < self.purity <= 1:
+        text = isinstance(self.radius, str)
+        if self.radius != "purity" and (text or not finite("radius", self.radius) > 0):
+            raise ValueError(f"radius must be positive and finite or 'purity', got {shown(self.radius)}")
+        if not 0 < finite("purity", self.purity) <= 1:
             raise ValueError(f"purity must be in (0, 1], got {self.purity}")
 
 
