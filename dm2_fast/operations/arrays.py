@@ -53,7 +53,8 @@ def _plain(x: Tensor, name: str) -> Tensor:
         raise TypeError(f"{name} must not be quantised, got {x.dtype} (see torch.Tensor.dequantize)")
     if x.is_meta:
         raise TypeError(f"{name} must hold values, got a tensor on the meta device")
-    return x.detach().resolve_neg().resolve_conj()
+    dense: Tensor = x.detach().resolve_neg().resolve_conj()
+    return dense
 
 
 class _Unlocked:
@@ -90,11 +91,11 @@ def as_floats(x: Any, name: str) -> Tensor:
     Raises:
         TypeError: it is not.
     """
-    x = as_tensor(x, name)
-    if x.dtype not in FLOATS:
-        rule = "float16, bfloat16, float32 or float64" if x.is_floating_point() else "floating point"
-        raise TypeError(f"{name} must be {rule}, got {x.dtype}")
-    return x
+    found = as_tensor(x, name)
+    if found.dtype not in FLOATS:
+        rule = "float16, bfloat16, float32 or float64" if found.is_floating_point() else "floating point"
+        raise TypeError(f"{name} must be {rule}, got {found.dtype}")
+    return found
 
 
 def as_samples(x: Any, name: str) -> Tensor:
@@ -103,11 +104,13 @@ def as_samples(x: Any, name: str) -> Tensor:
     Raises:
         TypeError: it is not.
     """
-    x = as_tensor(x, name)
-    if x.dtype != torch.uint8 and x.dtype not in FLOATS:
-        rule = "uint8, float16, bfloat16, float32 or float64" if x.is_floating_point() else "uint8 or floating point"
-        raise TypeError(f"{name} must be {rule}, got {x.dtype}")
-    return x
+    found = as_tensor(x, name)
+    if found.dtype != torch.uint8 and found.dtype not in FLOATS:
+        rule = (
+            "uint8, float16, bfloat16, float32 or float64" if found.is_floating_point() else "uint8 or floating point"
+        )
+        raise TypeError(f"{name} must be {rule}, got {found.dtype}")
+    return found
 
 
 def as_integers(x: Any, name: str) -> Tensor:
@@ -116,10 +119,10 @@ def as_integers(x: Any, name: str) -> Tensor:
     Raises:
         TypeError: it is not.
     """
-    x = as_tensor(x, name)
-    if x.dtype != torch.int64:
-        raise TypeError(f"{name} must be int64, got {x.dtype}")
-    return x
+    found = as_tensor(x, name)
+    if found.dtype != torch.int64:
+        raise TypeError(f"{name} must be int64, got {found.dtype}")
+    return found
 
 
 def gather(inputs: ArrayLike, rows: Tensor, name: str) -> tuple[Tensor, Tensor]:

@@ -80,7 +80,7 @@ COMMANDS: list[tuple[str, Callable[[Path], list[str]]]] = [
     ("run0/model.pt", lambda f: ["run", *RUN, "--output", str(f / "run0")]),
     ("run0/checkpoints/*", lambda f: ["run", *RUN, "--output", str(f / "run0")]),
     ("asked/to_label.csv", lambda f: ["run", *RUN, "--oracle", "file", "--output", str(f / "asked")]),
-    ("asked/checkpoints/*", lambda f: ["run", *RUN, "--oracle", "file", "--output", str(f / "asked")]),
+    ("asked/config.yaml", lambda f: ["run", *RUN, "--oracle", "file", "--output", str(f / "asked")]),
     ("data.npz", lambda f: ["run", *RUN, "--dataset", str(f / "data.npz"), "--output", str(f / "new")]),
 ]  # fmt: skip
 
