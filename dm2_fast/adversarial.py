@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from dm2_fast.model.head import check_logits, check_model, evaluating, model_device, model_dtype
 from dm2_fast.model.passes import first_line, out_of_memory
-from dm2_fast.operations.arguments import finite, whole
+from dm2_fast.operations.arguments import number, whole
 from dm2_fast.operations.arrays import as_floats, as_integers, as_samples
 from dm2_fast.operations.mix import Normalize, channel_statistics
 from dm2_fast.threads import threads_of_torch
@@ -52,9 +52,7 @@ def fgsm(
     """
     threads_of_torch()
     check_model(model)
-    epsilon = finite("epsilon", epsilon)
-    if epsilon < 0:
-        raise ValueError(f"epsilon must be at least 0 and finite, got {epsilon}")
+    epsilon = number("epsilon", epsilon, "at least 0 and finite", lambda value: value >= 0)
     batch_size = whole("batch_size", batch_size, 1)
     pixels = to_pixels(x)
     if y is not None:
@@ -130,9 +128,7 @@ def pair_loss(clean: Tensor, adversarial: Tensor, y: Tensor, twins: Tensor, clea
     Raises:
         ValueError: shapes do not match or clean_weight is outside [0, 1].
     """
-    clean_weight = finite("clean_weight", clean_weight)
-    if not 0 <= clean_weight <= 1:
-        raise ValueError(f"clean_weight must be in [0, 1], got {clean_weight}")
+    clean_weight = number("clean_weight", clean_weight, "in [0, 1]", lambda value: 0 <= value <= 1)
     for name, logits in (("clean", clean), ("adversarial", adversarial)):
         if as_floats(logits, name).ndim != 2 or logits.shape[1:] != clean.shape[1:]:
             raise ValueError(f"{name} must be logits (n, C) of the classes of clean, got shape {tuple(logits.shape)}")

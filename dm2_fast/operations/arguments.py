@@ -1,17 +1,22 @@
 """Numbers and names as callers give them: converted where they are what is wanted, refused in a sentence elsewhere."""
 
 import math
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+_SCALARS = (str, bool, int, float, complex, np.generic, torch.dtype, torch.memory_format, type(None))
+
 
 def shown(value: object, most: int = 60) -> str:
-    """A value in an error: a number or a short text as it is, the type of anything else."""
-    if isinstance(value, (str, bool, int, float, complex, np.generic, torch.dtype, torch.memory_format, type(None))):
+    """A value in an error: a number, a short text or a few of them as they are, the type of anything else."""
+    if isinstance(value, _SCALARS) or (
+        isinstance(value, (list, tuple)) and all(isinstance(one, _SCALARS) for one in value)
+    ):
         text = repr(value.item() if isinstance(value, np.generic) else value)
         return text if len(text) <= most else f"{text[: most - 3]}..."
     name = type(value).__name__
@@ -30,29 +35,29 @@ def whole(name: str, value: Any, least: int | None = None, most: int | None = No
         if isinstance(number, float) and not isinstance(number, bool) and not math.isfinite(number):
             raise ValueError(f"{name} must be a whole number, got {number}")
         raise TypeError(f"{name} must be a whole number, got {shown(number)}")
-    if (least is not None and number < least) or (most is not None and number > most):
-        rule = f"at least {least}" if most is None else f"at most {most}" if least is None else f"in [{least}, {most}]"
-        raise ValueError(f"{name} must be {rule}, got {shown(number)}")
+    if least is not None and number < least:
+        raise ValueError(f"{name} must be at least {least}, got {shown(number)}")
+    if most is not None and number > most:
+        raise ValueError(f"{name} must be at most {most}, got {shown(number)}")
     return number
 
 
-def finite(name: str, value: Any) -> float:
-    """value as a float, if it is a finite number, or one in NumPy or in a tensor without shape.
+def number(name: str, value: Any, rule: str, holds: Callable[[float], bool]) -> float:
+    """value as a float, if it is a finite number for which the rule holds: a number, or one in NumPy or in a tensor
+    without shape.
 
     Raises:
         TypeError: it is something else.
-        ValueError: it is NaN or infinite.
+        ValueError: the rule does not hold, or it is NaN or infinite.
     """
-    number = _scalar(value)
-    if isinstance(number, bool) or not isinstance(number, (int, float)):
-        raise TypeError(f"{name} must be a number, got {shown(number)}")
-    try:
-        found = float(number)
-    except OverflowError:
-        found = math.inf
-    if not math.isfinite(found):
-        raise ValueError(f"{name} must be finite, got {shown(number)}")
-    return found
+    found = _scalar(value)
+    if isinstance(found, str):
+        raise ValueError(f"{name} must be {rule}, got {shown(found)}")
+    if isinstance(found, bool) or not isinstance(found, (int, float)):
+        raise TypeError(f"{name} must be {rule}, got {shown(found)}")
+    if abs(found) > sys.float_info.max or found != found or not holds(float(found)):
+        raise ValueError(f"{name} must be {rule}, got {shown(found)}")
+    return float(found)
 
 
 def one_of(name: str, value: Any, names: Iterable[str]) -> str:

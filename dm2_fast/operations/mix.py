@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dm2_fast import draws
 from dm2_fast.operations import backends
-from dm2_fast.operations.arguments import finite, one_of, shown
+from dm2_fast.operations.arguments import number, one_of, shown
 from dm2_fast.operations.arrays import (
     ArrayLike,
     as_floats,
@@ -91,12 +91,9 @@ def recipe(
 def check_mix(mix: str, lam: float | str, alpha: float) -> None:
     """Raise unless these are options of `recipe`."""
     one_of("mix", mix, get_args(Mix))
-    if isinstance(lam, str) and lam != "beta":
-        raise ValueError(f"lam must be in [0, 1] or 'beta', got {shown(lam)}")
-    if not isinstance(lam, str) and not 0 <= finite("lam", lam) <= 1:
-        raise ValueError(f"lam must be in [0, 1] or 'beta', got {shown(lam)}")
-    if not finite("alpha", alpha) > 0:
-        raise ValueError(f"alpha must be positive and finite, got {shown(alpha)}")
+    if not (isinstance(lam, str) and lam == "beta"):
+        number("lam", lam, "in [0, 1] or 'beta'", lambda value: 0 <= value <= 1)
+    number("alpha", alpha, "positive and finite", lambda value: value > 0)
 
 
 def mix(
@@ -173,8 +170,11 @@ def terms(
         raise ValueError(f"indices must have one row for each of the {r} rows, got {len(indices)}")
 
     n = indices.shape[1]
-    several = isinstance(lam, (Tensor, np.ndarray)) and lam.ndim > 0
-    lams = as_floats(lam, "lam") if several else torch.tensor(_number_in("lam", lam, 0, 1))
+    if isinstance(lam, (Tensor, np.ndarray)) and lam.ndim > 0:
+        lams = as_floats(lam, "lam")
+    else:
+        one = number("lam", lam, "in [0, 1]", lambda value: 0 <= value <= 1)
+        lams = torch.tensor(one, dtype=torch.float64)
     lams = lams.to(indices.device, torch.float64)
     if lams.shape not in ((), (r,)):
         raise ValueError(f"lam must be one number or ({r},), got shape {tuple(lams.shape)}")
@@ -195,13 +195,6 @@ def terms(
     lams = lams.expand(r)[:, None] if n else torch.ones(r, 1, dtype=torch.float64, device=indices.device)
     coefficients = torch.cat([lams, (1 - lams) * weights], dim=1)
     return torch.cat([rows[:, None], indices], dim=1), coefficients
-
-
-def _number_in(name: str, value: object, least: float, most: float) -> float:
-    number = finite(name, value)
-    if not least <= number <= most:
-        raise ValueError(f"{name} must be in [{least}, {most}], got {shown(number)}")
-    return number
 
 
 def _checked_rows(name: str, rows: Tensor, ndim: int, m: int) -> Tensor:
@@ -265,14 +258,16 @@ def channel_statistics(normalize: Normalize | None, channels: int) -> tuple[Tens
         if len(value) not in (1, channels):
             raise ValueError(f"normalize must give 1 or {channels} values of {name}, got {len(value)}")
     if not bool((std > 0).all() and mean.isfinite().all() and std.isfinite().all()):
-        raise ValueError("normalize must be finite with positive std, got another mean or std")
+        raise ValueError(f"normalize must be finite with positive std, got {shown(normalize)}")
     return mean.expand(channels), std.expand(channels)
 
 
 def _numbers(value: object, name: str) -> Tensor:
     """A number, or several, as float64."""
-    if isinstance(value, (list, tuple)):
-        return torch.tensor([finite(f"{name} of normalize", one) for one in value], dtype=torch.float64)
     if isinstance(value, (Tensor, np.ndarray)) and value.ndim:
         return as_tensor(value, f"{name} of normalize").flatten().to(torch.float64)
-    return torch.tensor([finite(f"{name} of normalize", value)], dtype=torch.float64)
+    several: Sequence[Any] = value if isinstance(value, (list, tuple)) else [value]
+    for one in several:
+        if not isinstance(one, (int, float, np.number)) and not (isinstance(one, Tensor) and one.ndim == 0):
+            raise TypeError(f"{name} of normalize must be a number or one per channel, got {shown(value)}")
+    return torch.tensor([float(one) for one in several], dtype=torch.float64)

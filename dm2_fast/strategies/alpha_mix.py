@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dm2_fast import draws
-from dm2_fast.operations.arguments import finite, whole
+from dm2_fast.operations.arguments import number, whole
 from dm2_fast.round import Picked, Round
 from dm2_fast.strategy import FEATURES, LABELLED, Strategy
 from dm2_fast.threads import clustering
@@ -31,8 +31,7 @@ class AlphaMixConfig:
     iterations: int = 20
 
     def __post_init__(self) -> None:
-        if not 0 < finite("cap_step", self.cap_step) <= 1:
-            raise ValueError(f"cap_step must be in (0, 1], got {self.cap_step}")
+        number("cap_step", self.cap_step, "in (0, 1]", lambda value: 0 < value <= 1)
         object.__setattr__(self, "iterations", whole("iterations", self.iterations, 1))
 
 

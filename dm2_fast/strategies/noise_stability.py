@@ -13,7 +13,7 @@ from dm2_fast import draws
 from dm2_fast.model.head import model_device
 from dm2_fast.model.passes import ForwardPass
 from dm2_fast.model.preparation import full_precision
-from dm2_fast.operations.arguments import finite, one_of, whole
+from dm2_fast.operations.arguments import number, one_of, whole
 from dm2_fast.round import Picked, Round
 from dm2_fast.strategies.k_center import k_center_greedy
 from dm2_fast.strategy import Pass, Strategy
@@ -37,8 +37,7 @@ class NoiseStabilityConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "passes", whole("passes", self.passes, 1))
-        if not finite("scale", self.scale) > 0:
-            raise ValueError(f"scale must be positive and finite, got {self.scale}")
+        number("scale", self.scale, "positive and finite", lambda value: value > 0)
         one_of("noise", self.noise, get_args(NoiseStabilityConfig.__annotations__["noise"]))
 
 

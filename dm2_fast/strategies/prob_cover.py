@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dm2_fast import draws
-from dm2_fast.operations.arguments import finite, shown
+from dm2_fast.operations.arguments import number
 from dm2_fast.operations.knn import knn
 from dm2_fast.operations.nearest import lower_to_nearest, nearest_squared
 from dm2_fast.round import Picked, Round
@@ -38,11 +38,9 @@ class ProbCoverConfig:
     purity: float = 0.95
 
     def __post_init__(self) -> None:
-        text = isinstance(self.radius, str)
-        if self.radius != "purity" and (text or not finite("radius", self.radius) > 0):
-            raise ValueError(f"radius must be positive and finite or 'purity', got {shown(self.radius)}")
-        if not 0 < finite("purity", self.purity) <= 1:
-            raise ValueError(f"purity must be in (0, 1], got {self.purity}")
+        if not (isinstance(self.radius, str) and self.radius == "purity"):
+            number("radius", self.radius, "positive and finite or 'purity'", lambda value: value > 0)
+        number("purity", self.purity, "in (0, 1]", lambda value: 0 < value <= 1)
 
 
 def choose(round: Round, budget: int, options: ProbCoverConfig) -> Picked:
