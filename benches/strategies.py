@@ -25,7 +25,6 @@ import torch
 from torch import Tensor, nn
 
 from dm2_fast import Round, strategies
-from dm2_fast.experiment.config import RunConfig, strategy_options
 from dm2_fast.model.passes import ForwardPass
 from dm2_fast.strategies.noise_stability import NoiseStabilityConfig, noise
 
@@ -66,7 +65,7 @@ def make_round(name: str, x: Tensor, classes: int, labelled: int, passes: int) -
 
 def options_of(name: str, passes: int) -> object:
     """The default options, with this number of passes where there are any."""
-    options = strategy_options(RunConfig(strategy=name))
+    options = strategies.get(name).checked(None)
     return replace(options, passes=passes) if hasattr(options, "passes") else options
 
 
@@ -79,7 +78,7 @@ def measure(name: str, args: argparse.Namespace, send: Connection) -> None:
     """Warm up on a few rows, then choose; send the times and the peak memory."""
     torch.set_num_threads(args.num_threads)
     x = load(args)
-    options, choose = options_of(name, args.passes), strategies.get(name)
+    options, choose = options_of(name, args.passes), strategies.get(name).choose
     choose(make_round(name, x[:2000].clone(), args.classes, 100, args.passes), 10, options)
     round = make_round(name, x, args.classes, args.labelled, args.passes)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
