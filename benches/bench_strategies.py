@@ -13,7 +13,7 @@ from dm2_fast import strategies
 def bench_strategy(timed: Callable, name: str) -> None:
     budget, passes = 50, 10
     round = make_round(name, synthetic(2000, 64), classes=10, labelled=100, passes=passes)
-    choose, options = strategies.get(name), options_of(name, passes)
+    choose, options = strategies.get(name).choose, options_of(name, passes)
     first = choose(round, budget, options).indices
     assert len(first.unique()) == budget
     assert torch.equal(choose(round, budget, options).indices, first)
