@@ -14,6 +14,7 @@ import platform
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,12 +81,12 @@ def faiss_l1(x: np.ndarray, queries: np.ndarray, k: int) -> Answer:
     return torch.stack([f[0] for f in found]).numpy(), torch.stack([f[1] for f in found]).numpy()
 
 
-def _compiled():
+def _compiled() -> tuple[Any, Any]:
     """The distance of two rows by numba, for usearch and for the loop in numba."""
     import numba
 
-    @numba.njit(fastmath=True)
-    def distance(a, b, d):
+    @numba.njit(fastmath=True)  # type: ignore[untyped-decorator]
+    def distance(a: Any, b: Any, d: Any) -> Any:
         l1 = numba.float32(0)
         l2 = numba.float32(0)
         for t in range(d):
@@ -104,8 +105,8 @@ def usearch_exact(x: np.ndarray, queries: np.ndarray, k: int) -> Answer:
     d = x.shape[1]
     pointer = numba.types.CPointer(numba.types.float32)
 
-    @numba.cfunc(numba.types.float32(pointer, pointer))
-    def metric(a, b):
+    @numba.cfunc(numba.types.float32(pointer, pointer))  # type: ignore[untyped-decorator]
+    def metric(a: Any, b: Any) -> Any:
         return distance(numba.carray(a, (d,)), numba.carray(b, (d,)), d)
 
     rows = F.normalize(torch.from_numpy(x)).numpy()
@@ -119,8 +120,8 @@ def usearch_exact(x: np.ndarray, queries: np.ndarray, k: int) -> Answer:
 def numba_loop(x: np.ndarray, queries: np.ndarray, k: int) -> Answer:
     numba, distance = _compiled()
 
-    @numba.njit(parallel=True)
-    def all_distances(rows, asked, out):
+    @numba.njit(parallel=True)  # type: ignore[untyped-decorator]
+    def all_distances(rows: Any, asked: Any, out: Any) -> None:
         for q in numba.prange(len(asked)):
             for j in range(len(rows)):
                 out[q, j] = distance(rows[asked[q]], rows[j], rows.shape[1])
@@ -168,8 +169,10 @@ PEERS: tuple[tuple[str, Callable[[np.ndarray, np.ndarray, int], Answer], str], .
 
 def load(args: argparse.Namespace) -> np.ndarray:
     if args.gauss:
-        return np.random.default_rng(0).standard_normal(args.gauss, dtype=np.float32)
-    return np.ascontiguousarray(np.load(args.features)[: args.rows], dtype=np.float32)
+        m, d = map(int, args.gauss)
+        return np.random.default_rng(0).standard_normal((m, d), np.float32)
+    x: np.ndarray = np.load(args.features)
+    return np.ascontiguousarray(x[: args.rows], dtype=np.float32)
 
 
 def run(index: int, args: argparse.Namespace, queries: np.ndarray) -> tuple[float, int, Answer]:

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from process import in_fresh_process
+from torch import Tensor
 
 from dm2_fast import Round, select_from
 from dm2_fast.experiment.machine import machine
@@ -83,14 +84,15 @@ def scikit_activeml(problem: Problem, name: str) -> Answer:
     from skactiveml.base import SkactivemlClassifier
     from skactiveml.pool import Badge, CoreSet, ProbCover
 
-    class Head(SkactivemlClassifier):
-        def fit(self, X: Array, y: Array) -> "Head":
+    class Head(SkactivemlClassifier):  # type: ignore[misc]  # of a package without types
+        def fit(self, X: Array, y: NDArray[np.float64]) -> "Head":
             self.classes_ = np.arange(CLASSES)
             return self
 
         def predict_proba(self, X: Array) -> Array:
             with torch.no_grad():
-                return problem.head(torch.from_numpy(np.asarray(X, np.float32))).softmax(1).numpy()
+                logits: Tensor = problem.head(torch.from_numpy(np.asarray(X, np.float32)))
+            return logits.softmax(1).numpy()
 
     x, y = problem.scikit(unit=name == "prob-cover")
     size, labelled = problem.budget, len(problem.labelled)
