@@ -138,20 +138,23 @@ private:
         const std::ptrdiff_t cells = static_cast<std::ptrdiff_t>(around.size());
         std::vector<std::int32_t> sads(around.size());
         std::vector<std::uint64_t> ranked;
+        std::vector<std::vector<std::ptrdiff_t>> visitors(around.size());
         for (std::ptrdiff_t p = index_.cells->first[cell]; p < index_.cells->first[cell + 1]; ++p) {
             if (gone(p)) continue;
             sads_to(index_.code(p), index_.cells->centres.data(), bytes, around.data(), cells, sads.data());
             least(ranked, sads.data(), cells, to);
-            for (std::size_t r = from; r < ranked.size(); ++r)
-                scan(p, around[static_cast<std::uint32_t>(ranked[r])], ratio, r == 0 ? 4 : 32);
+            for (std::size_t r = from; r < ranked.size(); ++r) visitors[static_cast<std::uint32_t>(ranked[r])].push_back(p);
         }
+        for (std::ptrdiff_t c = 0; c < cells; ++c)  // all visitors of a cell in turn, while it is in the cache
+            for (const std::ptrdiff_t p : visitors[c]) scan(p, around[c], ratio);
     }
 
     // A row meets the groups of a cell, some at a time, so that its list tightens. What the 32-byte codes say is too far
     // stays unmet; this depends on the list, and so on the row's own past alone.
-    void scan(std::ptrdiff_t p, std::ptrdiff_t cell, double ratio, std::ptrdiff_t at_once) {
+    void scan(std::ptrdiff_t p, std::ptrdiff_t cell, double ratio) {
         const std::ptrdiff_t end = index_.cells->first[cell + 1];
         std::uint64_t* list = list_of(p);
+        const std::ptrdiff_t at_once = list[slots_ - 1] == kEmpty ? 4 : 32;
         std::uint8_t code[kCode];
         get_code(index_.side->near.data(), p, code);
         std::uint16_t rows[kBlock + kSlack];
