@@ -44,6 +44,7 @@ def survives(
     error: float = 1.0,
     slack: bool = True,
 ) -> Array: ...
+
 class IndexFloat:
     def __init__(
         self,

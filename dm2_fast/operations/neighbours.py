@@ -1,10 +1,9 @@
-"""Rows prepared once: exact neighbours of any queries, and graphs of all rows that may be approximate and say how good."""
+"""Rows prepared once: exact neighbours of any queries, and graphs of all rows, which may be approximate."""
 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,67 +11,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from dm2_fast import backends, cpp
-from dm2_fast.distance import Metric, _matrix, _Rows, knn, weights
-
-Path: TypeAlias = Literal["approximate", "exact"]
+from dm2_fast.operations import backends, cpp
+from dm2_fast.operations.audit import LOOKS, Audit, lower_bound, recall_of
+from dm2_fast.operations.knn import Metric, UnitRows, check_k, check_match, knn, matrix, weights
 
 _LEAST_ROWS = 50_000  # below, the exact search costs no more
 _MOST_NEIGHBOURS = 50  # above, lists and joins cost more than the exact search
 _SAMPLE = 500  # rows whose exact neighbours are looked up to measure a graph
-_LOOKS = 5  # at most, at the same sample: each may err with a fifth of the probability
-_HOPELESS = 5.0  # times the misses that are allowed: more than the later steps make good
-_CELLS = 10  # that each row meets first
-_QUANTILE = 2.3263478740408408  # of the normal distribution, at 1 - 0.05 / _LOOKS
+_HOPELESS = 5.0  # times the misses that are allowed: more than later steps make good
 
 
-@dataclass(frozen=True)
-class Audit:
-    """How good a graph is, measured on random rows against their exact neighbours.
-
-    A neighbour counts as found if it is no farther than the k-th nearest row, so that any of equally far rows will do.
-
-    Attributes:
-        recall: Mean share of the k neighbours that were found.
-        bound: A lower bound of the recall over all rows, which holds with 95 % probability however often was looked.
-        below_half: The share of rows of which less than half of the neighbours were found.
-        rows: How many rows were looked at; all of them where the graph is exact.
-        path: "approximate", or "exact" where that search was cheaper or the only one to reach what was asked.
-        why: The path taken, in words.
-    """
-
-    recall: float
-    bound: float
-    below_half: float
-    rows: int
-    path: Path
-    why: str
-
-
-def check_k(k: int, most: int, rows: int) -> None:
-    """Raise unless each row can have k neighbours."""
-    if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or not 1 <= k <= most:
-        raise ValueError(f"k must be in [1, {most}] for {rows} rows, got {k}")
-
-
-def recall_of(found: Tensor, exact: Tensor) -> Tensor:
-    """The share of each row's k neighbours that were found, (n,): `(found <= exact[:, -1:]).double().mean(1)`.
-
-    Args:
-        found: Distances of the neighbours that were found, (n, k), infinite where there is none.
-        exact: Distances of the k nearest, (n, k), ascending.
-    """
-    return (found <= exact[:, -1:]).double().mean(1)
-
-
-def lower_bound(recalls: Tensor, quantile: float = _QUANTILE) -> float:
-    """A lower confidence bound of the mean of some rows' recalls, which were drawn at random.
-
-    The normal bound, with one row added that found nothing: without it the bound is too high where nearly all rows in
-    the sample are perfect and the rare others were not drawn.
-    """
-    values = torch.cat((recalls, recalls.new_zeros(1)))
-    return max(0.0, float(values.mean() - quantile * values.std() / math.sqrt(len(values))))
+def _cells(rows: int) -> int:
+    """Cells that each row meets first: more in a larger pool, for the same recall."""
+    return max(6, round(20 * math.sqrt(rows / 1_000_000)))
 
 
 class Neighbours:
@@ -109,24 +60,24 @@ class Neighbours:
         self.metric: Metric = metric
         self.recall, self.seed = recall, seed
         self.audit: Audit | None = None
-        self._backend, self._num_threads, self._progress = backend, num_threads, progress
-        data = _matrix(x, "x")
+        self._progress = progress
+        data = matrix(x, "x")
         self._weights = weights(metric, data.shape[1])
-        module = backends.resolve(backend, data)
+        module = backends.resolve(backend, data, "knn")
+        self._options: dict[str, Any] = {"backend": backend, "num_threads": num_threads, "progress": progress}
         self._threads = backends.thread_options(module, num_threads).get("num_threads") or torch.get_num_threads()
-        self._native = backends.whole_problems(module)
+        self._native = module is cpp
         if recall is not None and not self._native:
             raise RuntimeError(
-                f"recall= needs the C++ backend, got {module.__name__.split('.')[-1]} on {data.device} "
+                f"recall= needs features on the CPU and the C++ backend, got {data.device} with backend={backend!r} "
                 "(move the features to the CPU, or leave recall out)"
             )
-        self._rows = _Rows(data, "x", progress)
+        self._rows = UnitRows(data, "x", progress)
         self._ids = torch.arange(len(data))  # of each row: its number among those that are left, or -1
         self._left = len(data)
         self._index: Any = None
         self._graph: Any = None
-        self._ranks = 0  # cells that each row has met
-        self._slots = 0
+        self._steps = self._ranks = self._slots = 0  # taken; cells that each row has met; rows in its list
 
     def __len__(self) -> int:
         return self._left
@@ -157,29 +108,20 @@ class Neighbours:
             k: 1 <= k <= rows.
         """
         check_k(k, self._left, self._left)
-        asked = _matrix(queries, "queries")
-        for what, got, want in (
-            ("be on the device of x", asked.device, self._rows.data.device),
-            ("have the dtype of x", asked.dtype, self._rows.data.dtype),
-            ("have as many features as x", asked.shape[1], self._rows.data.shape[1]),
-        ):
-            if got != want:
-                raise ValueError(f"queries must {what}, {want}, got {got}")
+        asked = matrix(queries, "queries")
+        check_match(asked, self._rows.data, "queries")
         if not self._native:
-            options = {"backend": self._backend, "num_threads": self._num_threads, "progress": self._progress}
-            return knn(self._remaining(), k, self.metric, queries=asked, **options)  # type: ignore[arg-type]
-        return self._search(_Rows(asked, "queries"), torch.full((len(asked),), -1), k)
+            return knn(self._remaining(), k, self.metric, queries=asked, **self._options)
+        return self._search(UnitRows(asked, "queries"), torch.full((len(asked),), -1), k)
 
     def of(self, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Find the exact k nearest other rows of some of the rows, given by their numbers (n,) int64."""
         check_k(k, self._left - 1, self._left)
         if not self._native:
-            found = self.query(self._remaining()[rows.to(self._rows.data.device)], k + 1)
-            return _without_self(*found, rows.to(found[1].device))
+            distances, indices = knn(self._remaining(), k, self.metric, **self._options)
+            return distances[rows], indices[rows]
         where = torch.nonzero(self._ids >= 0)[:, 0][rows]
-        asked = object.__new__(_Rows)
-        asked.data, asked.scale, asked.block = self._rows.data[where], self._rows.scale[where], self._rows.block
-        return self._search(asked, rows, k)
+        return self._search(self._rows.some(where), rows, k)
 
     def without(self, rows: Tensor | NDArray[np.int64]) -> "Neighbours":
         """The same rows but for some, which share what was prepared: only those that are left are numbered, in order.
@@ -188,7 +130,7 @@ class Neighbours:
         """
         gone = torch.as_tensor(rows)
         where = torch.nonzero(self._ids >= 0)[:, 0]
-        if len(gone) and not (0 <= int(gone.min()) and int(gone.max()) < self._left):
+        if len(gone) and not (int(gone.min()) >= 0 and int(gone.max()) < self._left):
             raise ValueError(f"rows must be in [0, {self._left - 1}], got {int(gone.min())} to {int(gone.max())}")
         keep = self._ids >= 0
         keep[where[gone]] = False
@@ -208,8 +150,7 @@ class Neighbours:
 
     def _exact(self, k: int, why: str) -> tuple[Tensor, Tensor]:
         self._say(f"exact neighbours: {why}")
-        options: Any = {"backend": self._backend, "num_threads": self._num_threads, "progress": self._progress}
-        found = knn(self._remaining(), k, self.metric, **options)
+        found = knn(self._remaining(), k, self.metric, **self._options)
         self.audit = Audit(1.0, 1.0, 0.0, self._left, "exact", why)
         return found
 
@@ -222,7 +163,7 @@ class Neighbours:
                 self._index = kind(*rows, *self._weights, num_threads=self._threads, report=report)
         return self._index
 
-    def _search(self, asked: _Rows, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def _search(self, asked: UnitRows, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
         distances = torch.full((len(asked), k), torch.inf, dtype=asked.scale.dtype)
         indices = torch.full((len(asked), k), torch.iinfo(torch.int64).max)
         queries = cpp.array(asked.data), asked.scale.numpy(), ids.numpy()
@@ -235,7 +176,7 @@ class Neighbours:
         assert self.recall is not None
         index = self._prepared()
         rng = np.random.default_rng(self.seed)
-        sample = torch.from_numpy(np.sort(rng.choice(self._left, _SAMPLE, replace=False)))
+        sample = torch.from_numpy(np.sort(rng.choice(self._left, min(_SAMPLE, self._left), replace=False)))
         exact = self.of(sample, k)[0]
         order = torch.from_numpy(index.places())
         ids = self._ids[order]  # by place
@@ -243,34 +184,36 @@ class Neighbours:
         ids, place = ids[left], torch.empty(self._left, dtype=torch.int64)
         place[ids] = left
         slots = k + max(2, 2 * k // 5)
-        if self._graph is None or self._slots < slots:
+        if self._slots < slots:
             _, kind = cpp.prepared(self._rows.scale.dtype)
             self._graph = kind(index, self._ids.numpy(), slots)
-            self._slots, self._ranks = slots, 0
-        for look in range(_LOOKS):
-            self._meet_more(look)
-            found = self._nearest(place[sample], torch.arange(len(sample)), k)[0]
-            recalls = recall_of(found, exact)
+            self._slots, self._steps, self._ranks = slots, 0, 0
+        for look in range(LOOKS):
+            if look > 0 or self._steps == 0:
+                self._step()
+            recalls = recall_of(self._nearest(place[sample], torch.arange(len(sample)), k)[0], exact)
             recall, bound = float(recalls.mean()), lower_bound(recalls)
             if bound >= self.recall:
                 why = f"recall {recall:.4f}, at least {bound:.4f} with 95 % confidence, after {self._ranks} cells a row"
                 self._say(f"approximate neighbours: {why}")
-                self.audit = Audit(recall, bound, float((recalls < 0.5).double().mean()), len(sample), "approximate", why)
+                below = float((recalls < 0.5).double().mean())
+                self.audit = Audit(recall, bound, below, len(sample), "approximate", why)
                 return self._nearest(left, ids, k)
             if 1 - recall > _HOPELESS * (1 - self.recall):
                 break
         return self._exact(k, f"the approximate search reached a recall of {recall:.4f} only")
 
-    def _meet_more(self, look: int) -> None:
-        """The steps before a look. They depend on nothing but what was met before, so that results can be repeated."""
+    def _step(self) -> None:
+        """Meet more rows: the nearest cells, then twice as many each time; and the neighbours of neighbours."""
         options: Any = {"num_threads": self._threads}
-        if self._ranks == 0 or look >= 2:
-            start, stop = self._ranks, max(_CELLS, 2 * self._ranks)
+        if self._steps != 1:
+            start, stop = self._ranks, max(_cells(self._left), 2 * self._ranks)
             with self._bar(f"cells {start} to {stop}") as report:
                 self._graph.probe(start, stop, report=report, **options)
             self._ranks = stop
         with self._bar("neighbours of neighbours") as report:
             self._graph.join(report=report, **options)
+        self._steps += 1
 
     def _nearest(self, places: Tensor, lines: Tensor, k: int) -> tuple[Tensor, Tensor]:
         distances = torch.empty(len(places), k, dtype=self._rows.scale.dtype)
@@ -287,5 +230,3 @@ class Neighbours:
     def _say(self, text: str) -> None:
         if self._progress:
             tqdm.write(text)
-
-
