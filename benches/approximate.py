@@ -12,7 +12,6 @@ put in order by the distance itself, which is not counted.
 
 import argparse
 import importlib.util
-import multiprocessing
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,10 +20,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from knn_kinds import KINDS
+from process import in_fresh_process
 
 import dm2_fast
 from dm2_fast import DM2Config, Neighbours
 from dm2_fast.operations.audit import recall_of
+from dm2_fast.paper.clock import measured
 
 K = 10
 Found = tuple[np.ndarray, str]  # neighbours of the sample, and a word on how
@@ -55,7 +56,7 @@ def pynndescent(neighbours: int) -> Callable[..., Found]:
 
 
 def faiss_hnsw(x: np.ndarray, sample: np.ndarray, args: argparse.Namespace) -> Found:
-    """The time to search for the sample is scaled to all rows by `measure`, through the word it returns."""
+    """Its CPU seconds are those of building and of the sample's search; the word says what all rows' search adds."""
     import faiss
 
     faiss.omp_set_num_threads(args.num_threads)
@@ -82,32 +83,25 @@ def truth(x: np.ndarray, sample: np.ndarray) -> torch.Tensor:
     return Neighbours(x).of(torch.from_numpy(sample), K)[0]
 
 
-def peak_kb() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-
-
-def measure(index: int, m: int, args: argparse.Namespace, send) -> None:
+def measure(index: int, m: int, args: argparse.Namespace) -> tuple[float, float, float, str]:
+    """CPU seconds, recall, bytes a row beyond the features, and a word on how."""
     torch.set_num_threads(args.num_threads)
     x = np.ascontiguousarray(np.load(args.features, mmap_mode="r")[:m], dtype=np.float32)
     sample = np.sort(np.random.default_rng(99).choice(m, 1000, replace=False))
     search = METHODS[index][1]
     if METHODS[index][2] == "pynndescent":
         search(x[:3000], sample[:0], args)  # compiles
-    before, start = peak_kb(), time.process_time()
-    found, word = search(x, sample, args)
-    seconds, memory = time.process_time() - start, peak_kb() - before
-    rows, hits = torch.from_numpy(x), []
-    for row, ids in zip(sample.tolist(), found, strict=True):
-        ids = torch.from_numpy(ids[ids != row].astype(np.int64))
-        nearest = dm2_fast.pairwise(rows[[row]], rows[ids])[0].sort().values
-        hits.append(nearest[:K])
-    recall = float(recall_of(torch.stack(hits), truth(x, sample)).mean())
-    send.send((seconds, recall, memory * 1024 / m, word))
+    start = time.process_time()
+    (found, word), _, memory = measured(lambda: search(x, sample, args))
+    seconds = time.process_time() - start
+    rows, nearest = torch.from_numpy(x), []
+    for row, near in zip(sample.tolist(), found, strict=True):
+        ids = torch.from_numpy(near[near != row].astype(np.int64))
+        nearest.append(dm2_fast.pairwise(rows[[row]], rows[ids])[0].sort().values[:K])
+    return seconds, float(recall_of(torch.stack(nearest), truth(x, sample)).mean()), memory / m, word
 
 
 def table(args: argparse.Namespace) -> None:
-    context = multiprocessing.get_context("spawn")
     print(
         "| rows | method | CPU s | of exact | recall@10 | bytes a row | |\n| --- | --- | --- | --- | --- | --- | --- |"
     )
@@ -116,12 +110,7 @@ def table(args: argparse.Namespace) -> None:
         for index, (name, _, package) in enumerate(METHODS):
             if package and not (args.peers and importlib.util.find_spec(package)):
                 continue
-            receive, send = context.Pipe(duplex=False)
-            process = context.Process(target=measure, args=(index, m, args, send))
-            process.start()
-            send.close()
-            seconds, recall, memory, word = receive.recv()
-            process.join()
+            seconds, recall, memory, word = in_fresh_process(measure, index, m, args)
             first = first or seconds
             label = f"{name} {args.recall}" if name.endswith("recall") else name
             print(f"| {m} | {label} | {seconds:.1f} | 1/{first / seconds:.1f} | {recall:.4f} | {memory:.0f} | {word} |",

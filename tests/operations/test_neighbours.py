@@ -283,5 +283,5 @@ def test_the_bound_holds_over_many_draws(monkeypatch: pytest.MonkeyPatch) -> Non
         x = clusters(2500, 24, seed)
         (distances, _), audit = audited(x, recall=0.5, seed=seed)
         assert audit.path == "approximate"
-        above += audit.bound > recall_of(distances, dm2_fast.knn(x, 10)[0]).mean()
+        above += audit.bound > float(recall_of(distances, dm2_fast.knn(x, 10)[0]).mean())
     assert above <= 15
