@@ -183,6 +183,8 @@ class Neighbours:
         left = torch.nonzero(ids >= 0)[:, 0]
         ids, place = ids[left], torch.empty(self._left, dtype=torch.int64)
         place[ids] = left
+        sampled = place[sample]
+        del order, place
         slots = k + max(2, 2 * k // 5)
         if self._slots < slots:
             _, kind = cpp.prepared(self._rows.scale.dtype)
@@ -191,7 +193,7 @@ class Neighbours:
         for look in range(LOOKS):
             if look > 0 or self._steps == 0:
                 self._step()
-            recalls = recall_of(self._nearest(place[sample], torch.arange(len(sample)), k)[0], exact)
+            recalls = recall_of(self._nearest(sampled, torch.arange(len(sample)), k)[0], exact)
             recall, bound = float(recalls.mean()), lower_bound(recalls)
             if bound >= self.recall:
                 why = f"recall {recall:.4f}, at least {bound:.4f} with 95 % confidence, after {self._ranks} cells a row"
