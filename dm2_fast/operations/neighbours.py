@@ -200,7 +200,11 @@ class Neighbours:
                 self._say(f"approximate neighbours: {why}")
                 below = float((recalls < 0.5).double().mean())
                 self.audit = Audit(recall, bound, below, len(sample), "approximate", why)
-                return self._nearest(left, ids, k)
+                distances, indices = self._nearest(left, ids, k)
+                short = torch.nonzero(distances[:, -1].isinf())[:, 0]  # rows that met fewer than k others
+                if len(short):
+                    distances[short], indices[short] = self.of(short, k)
+                return distances, indices
             if 1 - recall > _HOPELESS * (1 - self.recall):
                 break
         return self._exact(k, f"the approximate search reached a recall of {recall:.4f} only")
