@@ -14,15 +14,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# The difference tile [BLOCK_D, BLOCK_M, BLOCK_N] is summed over its first axis, which lies within one thread. With 4
-# warps a thread holds 32 pairs: 12 loads of 16 bytes bring 4 dimensions of its 12 rows for 128 differences, and its 64
-# sums leave room for two or three programs an SM. 64 x 64 is square and loads as little, and writing distances it needs
-# the fewest registers, but with the search behind it it spills with Triton 3.6, as 32 x 128 does where distances are
-# written on sm_100. Larger tiles and 16 dimensions spill too, smaller tiles load more. d and k are no matter, since
-# neither stays in registers, and three stages of a tile take 10 KB of shared memory, which every device has, so one
-# tile serves all. `benches/static_cost.py` has the numbers.
-_TILE = {"BLOCK_M": 32, "BLOCK_N": 128, "BLOCK_D": 8, "num_warps": 4}
-_PAIRWISE_TILE = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_D": 8, "num_warps": 4}
+# The difference tile [BLOCK_D, BLOCK_M, BLOCK_N] is summed over its first axis, which lies within one thread. A thread
+# holds 16 pairs: 8 loads of 16 bytes bring 4 dimensions of its 8 rows for 64 differences, and its 32 sums leave room:
+# no compiler takes more than 170 of the 255 registers on any target. Larger tiles load less and issue 5 % fewer
+# instructions, but each of them spills with some compiler on some target. d and k are no matter, since neither stays in
+# registers, and three stages of a tile take 6 KB of shared memory, which every device has, so one tile serves all.
+# `benches/static_cost.py` has the numbers.
+_TILE = {"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_D": 8, "num_warps": 4}
+# With a stated limit the assembler does not spill a few registers in order to fit more programs on an SM.
+_OPTIONS = {"enable_fp_fusion": True} | ({} if torch.version.hip else {"maxnreg": 224})
+_ALIGNED = 16  # dimensions: rows start at multiples of 64 bytes, and the compiler knows it
 _BLOCK_K = 16  # places of the running best that are moved at a time
 _STAGED = 2**26  # scaled elements held at a time
 
@@ -118,12 +119,13 @@ def _knn_kernel(
 
 
 def _staged(rows: Tensor, scale: Tensor, block_d: int) -> Tensor:
-    """Scaled rows in float32, with zeros up to whole blocks of dimensions.
+    """Scaled rows in float32, with zeros up to whole blocks of dimensions and to a multiple of 16.
 
     In the kernel the compiler would fuse the product into the difference, and equal rows would not be at distance zero.
     """
     n, d = rows.shape
-    staged = torch.zeros(n, triton.cdiv(d, block_d) * block_d, device=rows.device)
+    step = max(block_d, _ALIGNED)  # both are powers of two
+    staged = torch.zeros(n, triton.cdiv(d, step) * step, device=rows.device)
     torch.mul(rows, scale[:, None], out=staged[:, :d])
     return staged
 
@@ -156,8 +158,8 @@ def pairwise(
     config: dict[str, int] | None = None,
 ) -> None:
     """`reference.pairwise` in float32 arithmetic, for float32, float16 and bfloat16 rows."""
-    config = config or _PAIRWISE_TILE
-    step = max(1, _STAGED // rows.shape[1])
+    config = config or _TILE
+    step = max(1, _STAGED // max(rows.shape[1], _ALIGNED))
     for j in range(0, len(rows), step):
         x = _staged(rows[j : j + step], row_scale[j : j + step], config["BLOCK_D"])
         for i in range(0, len(queries), step):
@@ -166,7 +168,7 @@ def pairwise(
             with torch.cuda.device_of(x):
                 _pairwise_kernel[grid](
                     q, x, out[i : i + step, j : j + step], len(q), len(x), x.shape[1], out.stride(0), w1, w2,
-                    **config, enable_fp_fusion=True,
+                    **config, **_OPTIONS,
                 )  # fmt: skip
 
 
@@ -193,7 +195,7 @@ def knn(
             is the same.
     """
     config = config or _TILE
-    step = max(1, _STAGED // rows.shape[1])
+    step = max(1, _STAGED // max(rows.shape[1], _ALIGNED))
     if bool((row_ids.diff() < 0).any()):
         row_ids, order = row_ids.sort()
         rows, row_scale = rows[order], row_scale[order]
@@ -211,6 +213,6 @@ def knn(
                 _knn_kernel[triton.cdiv(len(q), config["BLOCK_M"]), cut](
                     q, query_ids[i : i + step].contiguous(), x, x_ids, best, ids,
                     len(q), len(x), x.shape[1], best.shape[1], blocks * config["BLOCK_N"], w1, w2,
-                    **config, BLOCK_K=_BLOCK_K, enable_fp_fusion=True,
+                    **config, BLOCK_K=_BLOCK_K, **_OPTIONS,
                 )  # fmt: skip
             distances[i : i + step], indices[i : i + step] = _first(best, ids)
