@@ -20,16 +20,20 @@ from torch import Tensor
 NAMES = ("auto", "triton", "cpp", "torch")
 
 
-def resolve(backend: str, x: Tensor) -> ModuleType:
+def resolve(backend: str, x: Tensor, operation: str | None = None) -> ModuleType:
     """Return the implementation that serves x: `dm2_fast.kernels`, `dm2_fast.cpp` or `dm2_fast.reference`.
+
+    The first time that a Triton kernel is to serve an operation on a device, it is compared with plain torch. Where it
+    disagrees, "auto" returns plain torch with a warning.
 
     Raises:
         ValueError: backend is not one of `NAMES`.
-        RuntimeError: a forced backend cannot run on x; the message says why and what to do. Nothing falls back.
+        RuntimeError: a forced backend cannot run on x, or its kernel disagrees with plain torch; the message says why
+            and what to do. Nothing falls back silently.
     """
     if backend not in NAMES:
         raise ValueError(f"backend must be one of {', '.join(NAMES)}, got {backend!r}")
-    device = x.device.type
+    device, forced = x.device.type, backend == "triton"
     if backend == "auto":
         backend = {"cpu": "cpp", "cuda": "torch" if x.dtype == torch.float64 else "triton"}.get(device, "torch")
     if backend == "torch":
@@ -52,7 +56,11 @@ def resolve(backend: str, x: Tensor) -> ModuleType:
             f"backend='triton' needs a CUDA tensor, got device={x.device} "
             "(or set TRITON_INTERPRET=1 before triton is imported)"
         )
-    return kernels
+    if operation is None:
+        return kernels
+    from dm2_fast import kernel_check
+
+    return kernel_check.trusted(kernels, operation, x.device, forced)
 
 
 def thread_options(module: ModuleType, num_threads: int | None) -> dict[str, int]:

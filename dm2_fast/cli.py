@@ -14,7 +14,7 @@ from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter, Name
 import dm2_fast
 from dm2_fast import strategies
 from dm2_fast.experiment import RunConfig, SelectConfig, data, models, run, select_from_files
-from dm2_fast.experiment.info import InfoConfig, info
+from dm2_fast.experiment.info import InfoConfig, check_kernels, info
 from dm2_fast.experiment.report import ReportConfig, write_report
 from dm2_fast.experiment.sweep import SweepConfig, sweep
 from dm2_fast.experiment.table4 import Table4Config, table4
@@ -89,7 +89,10 @@ def _report(config: ReportConfig) -> None:
 
 
 def _info(config: InfoConfig) -> None:
-    print("\n".join(info(config.data_dir)))
+    lines, agree = check_kernels() if config.check else ([], True)  # first: it decides whether Triton is interpreted
+    print("\n".join(info(config.data_dir) + lines))
+    if not agree:
+        raise SystemExit(1)
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -167,7 +167,7 @@ def knn(
     if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or not 1 <= k <= most:
         raise ValueError(f"k must be in [1, {most}] for {len(rows)} rows, got {k}")
     w1, w2 = weights(metric, rows.data.shape[1])
-    module = backends.resolve(backend, rows.data)
+    module = backends.resolve(backend, rows.data, "knn")
     options: dict[str, Any] = dict(backends.thread_options(module, num_threads))
     device, d = rows.data.device, rows.data.shape[1]
 
@@ -222,7 +222,7 @@ def pairwise(
     """
     rows, others = _open(x, y, "y")
     w1, w2 = weights(metric, rows.data.shape[1])
-    module = backends.resolve(backend, rows.data)
+    module = backends.resolve(backend, rows.data, "pairwise")
     options = backends.thread_options(module, num_threads)
     out = torch.empty(len(rows), len(others), dtype=rows.scale.dtype, device=rows.data.device)
     module.pairwise(*rows.read(0, len(rows)), *others.read(0, len(others)), out, w1, w2, **options)

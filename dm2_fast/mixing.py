@@ -214,7 +214,7 @@ def _weighted_sum(
     dtype = torch.float64 if pool.dtype == torch.float64 else torch.float32
     mean, std = (t.to(pool.device, dtype) for t in channel_statistics(normalize, pool.shape[1]))
     channel_stride = 1 if channels_last else flat.shape[1] // pool.shape[1]
-    module = backends.resolve(backend, pool)
+    module = backends.resolve(backend, pool, "mix")
     out_dtype = torch.float32 if pool.dtype == torch.uint8 else pool.dtype
     reorder = memory_format == torch.channels_last and not channels_last
     shape = (channel_stride, pool.shape[1]) if reorder else flat.shape[1:]

@@ -67,7 +67,7 @@ def linear_probe(
         if bad:
             raise ValueError(f"{name} must be finite, got NaN or infinity in {name_rows(bad)}")
     who, coefficients = terms(len(features), indices, lam, weights, rows)
-    module = backends.resolve(backend, features)
+    module = backends.resolve(backend, features, "linear_probe")
     options = backends.thread_options(module, num_threads)
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
     out = torch.empty(len(who), dtype=dtype, device=features.device)

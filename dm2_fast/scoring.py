@@ -59,7 +59,7 @@ def uncertainty(
     bad = torch.nonzero(~logits.amax(1).isfinite())[:, 0].tolist() if len(logits) else []
     if bad:
         raise ValueError(f"logits must be finite or -infinity, got NaN or infinity in {name_rows(bad)}")
-    module = backends.resolve(backend, logits)
+    module = backends.resolve(backend, logits, "uncertainty")
     options = backends.thread_options(module, num_threads)
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     out = torch.empty(len(logits), dtype=dtype, device=logits.device)

@@ -125,7 +125,7 @@ def _staged(rows: Tensor, scale: Tensor, block_d: int) -> Tensor:
     """
     n, d = rows.shape
     step = max(block_d, _ALIGNED)  # both are powers of two
-    staged = torch.zeros(n, triton.cdiv(d, step) * step, device=rows.device)
+    staged = torch.zeros(n, triton.cdiv(d, step) * step, dtype=torch.float32, device=rows.device)
     torch.mul(rows, scale[:, None], out=staged[:, :d])
     return staged
 
@@ -205,7 +205,7 @@ def knn(
         for i in range(0, len(queries), step):
             q = _staged(queries[i : i + step], query_scale[i : i + step], config["BLOCK_D"])
             cut = parts or _parts(len(q), len(x), x.device, config)
-            best = torch.full((cut, distances.shape[1], len(q)), torch.inf, device=x.device)
+            best = torch.full((cut, distances.shape[1], len(q)), torch.inf, dtype=torch.float32, device=x.device)
             ids = torch.full(best.shape, torch.iinfo(torch.int64).max, device=x.device)
             best[0], ids[0] = distances[i : i + step].T, indices[i : i + step].T
             blocks = triton.cdiv(triton.cdiv(len(x), cut), config["BLOCK_N"])

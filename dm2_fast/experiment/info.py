@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import dm2_fast
-from dm2_fast import _C, backends
+from dm2_fast import _C, backends, kernel_check
 from dm2_fast.experiment import data
 
 
@@ -21,9 +21,11 @@ class InfoConfig:
 
     Args:
         data_dir: Folder of the torchvision data sets.
+        check: Also compare every GPU kernel with plain torch, on each GPU; without one, in Triton's interpreter.
     """
 
     data_dir: Path = Path("data")
+    check: bool = False
 
 
 def info(data_dir: Path) -> list[str]:
@@ -38,6 +40,30 @@ def info(data_dir: Path) -> list[str]:
     for title, entries in sections.items():
         lines += ["", title, *(f"  {name:<14}{what}" for name, what in entries)]
     return lines[1:]
+
+
+def check_kernels() -> tuple[list[str], bool]:
+    """Compare every Triton kernel with plain torch: a line each, and whether all agree."""
+    devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    lines = [
+        "",
+        "kernels" if devices else "kernels, interpreted because there is no GPU: their results, not their code",
+    ]
+    if not devices:
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
+    agree = True
+    for device in devices or [torch.device("cpu")]:
+        try:
+            backends.resolve("triton", torch.zeros(1, 1, device=device))
+        except RuntimeError as error:
+            lines.append(f"  {device!s:<14}not checked: {error}")
+            continue
+        for operation in kernel_check.OPERATIONS:
+            problem, seconds = kernel_check.time_check(operation, device)
+            agree &= problem is None
+            what = f"agrees with plain torch, {1000 * seconds:.0f} ms" if problem is None else f"disagrees: {problem}"
+            lines.append(f"  {operation:<14}{what}{f' on {device}' if devices else ''}")
+    return lines, agree
 
 
 def machine(device: torch.device) -> list[str]:
@@ -88,11 +114,12 @@ def _backends() -> Iterator[tuple[str, str]]:
     for name in backends.NAMES[1:]:
         x = torch.zeros(1, 1, device="cpu" if name == "cpp" else device)
         try:
-            backends.resolve(name, x)
+            module = backends.resolve(name, x)
         except RuntimeError as error:
             yield name, f"not available: {error}"
         else:
-            yield name, "available" + (f", instruction set {_C.isa()}" if name == "cpp" else "")
+            detail = f", instruction set {_C.isa()}" if name == "cpp" else ""
+            yield name, "available" + (", interpreted" if getattr(module, "INTERPRETED", False) else detail)
 
 
 def _data_sets(data_dir: Path) -> Iterator[tuple[str, str]]:
