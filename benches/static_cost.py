@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,17 +92,23 @@ class Kernel:
 
 def kernels() -> dict[str, Kernel]:
     """Every kernel in the configurations that are launched."""
-    knn, mix, confidence, probe = (
-        importlib.import_module("dm2_fast.kernels." + name) for name in ("knn", "mix", "confidence", "linear_probe")
+    knn, filter, mix, confidence, probe = (
+        importlib.import_module("dm2_fast.kernels." + name)
+        for name in ("knn", "filter", "mix", "confidence", "linear_probe")
     )
     tile = knn._TILE | knn._OPTIONS
     differences = tile["BLOCK_M"] * tile["BLOCK_N"] * tile["BLOCK_D"]
     m, d, r, n, width = 50_000, 512, 50_000, 10, 3072
-    distance = ("*fp32 q_ptr x_ptr best_ptr out_ptr", "*i64 q_ids_ptr x_ids_ptr ids_ptr", "fp32 w1 w2")
+    distance = (
+        "*fp32 q_ptr x_ptr best_ptr out_ptr",
+        "*i64 q_ids_ptr x_ids_ptr ids_ptr",
+        "*i32 order_ptr list_ptr count_ptr",
+        "fp32 w1 w2",
+    )
     integers = "i32 M N D K PART stride_out WIDTH TERMS stride_m channel_stride CHANNELS R C stride_n"
     out = {
         "knn": Kernel(
-            knn._knn_kernel, (*distance, integers), ("D", "PART"), tile | {"BLOCK_K": knn._BLOCK_K},
+            knn._knn_kernel, (*distance, integers), ("D", "PART"), tile | {"BLOCK_K": knn._BLOCK_K, "LISTED": 0},
             differences, "(row, row, dimension)", 3, m * m * d, m * d * 4.0, "50,000 x 512",
         ),
         "pairwise": Kernel(
@@ -110,6 +116,15 @@ def kernels() -> dict[str, Kernel]:
             differences, "(row, row, dimension)", 3, m * m * d, m * m * 4.0, "50,000 x 512",
         ),
     }  # fmt: skip
+    out["knn of lists"] = replace(out["knn"], constants=out["knn"].constants | {"LISTED": filter.TILE})
+    out["filter"] = Kernel(
+        filter._filter_kernel,
+        ("*i32 q_ptr reach_ptr q_order_ptr x_ptr x_reach_ptr margin_ptr x_margin_ptr order_ptr pairs_ptr",
+         "*i32 count_ptr list_ptr x_count_ptr x_list_ptr", "i32 M N W ROOM"), ("ROOM",) + ("W",) * (d % 64 == 0),
+        filter._CONFIG | {"SYMMETRIC": True, "NATIVE": True, "TILE": filter.TILE},
+        filter.TILE**2 * filter._CONFIG["BLOCK_W"] * 4, "(row, row, dimension)", math.inf, m * m * d / 2, m * d * 1.0,
+        "50,000 x 512, each pair once",
+    )  # fmt: skip
     for dtype, size, out_dtype in (("u8", 1, "fp32"), ("fp32", 4, "fp32"), ("fp16", 2, "fp16")):
         pixels = dtype == "u8"
         out[f"mix {dtype}"] = Kernel(
