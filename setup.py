@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from pybind11.setup_helpers import Pybind11Extension
-from setuptools import setup
+from setuptools import find_packages, setup
 
 setup(
-    packages=["dm2_fast", "dm2_fast.strategies", "dm2_fast.experiment", "dm2_fast.kernels"],
+    packages=[*find_packages(include=["dm2_fast", "dm2_fast.*"]), "dm2_fast.kernels"],
     package_dir={"dm2_fast.kernels": "kernels"},
     package_data={"dm2_fast": ["py.typed", "_C.pyi"]},
     ext_modules=[

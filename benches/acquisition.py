@@ -58,7 +58,7 @@ def trained(name: str, x: Tensor, y: Tensor, steps: int = 64) -> nn.Module:
 
 
 def ours(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, dict[str, float]]:
-    picked = dm2_fast.select(model, x, BUDGET, dm2_fast.DM2Config(k=K, lam=LAM), NORMALIZE)
+    picked = dm2_fast.select(model, x, BUDGET, options=dm2_fast.DM2Config(k=K, lam=LAM), normalize=NORMALIZE)
     return picked.scores, picked.indices, picked.seconds
 
 
@@ -164,7 +164,7 @@ def main() -> None:
             if chosen["plain"][1].std() < 1e-3:
                 raise SystemExit(f"{name}: the scores do not tell the rows apart")
         start = time.perf_counter()
-        forward = dm2_fast.scoring.ForwardPass(model, x, NORMALIZE)
+        forward = dm2_fast.model.passes.ForwardPass(model, x, NORMALIZE)
         forward.prepared()
         prepared = time.perf_counter() - start
         totals = {method: statistics.median(sum(run.values()) for run in runs[method]) for method in METHODS}

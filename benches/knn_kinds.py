@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 import dm2_fast
-from dm2_fast import cpp
-from dm2_fast.distance import weights
+from dm2_fast.operations import cpp
+from dm2_fast.operations.knn import weights
 
 Generator = np.random.Generator
 

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 
 import dm2_fast
-from dm2_fast.distance import weights
+from dm2_fast.operations.knn import weights
 
 Answer = tuple[np.ndarray, np.ndarray]
 LARGEST = np.iinfo(np.int64).max
@@ -37,7 +37,7 @@ def ours(x: np.ndarray, queries: np.ndarray, k: int) -> Answer:
 
 def plain(x: np.ndarray, queries: np.ndarray, k: int) -> Answer:
     """The plain C++ loop, every pair of a query and a row."""
-    from dm2_fast import cpp
+    from dm2_fast.operations import cpp
 
     rows, asked = torch.from_numpy(x), torch.from_numpy(queries)
     scale = (1 / rows.double().norm(dim=1)).float()

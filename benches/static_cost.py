@@ -92,9 +92,9 @@ class Kernel:
 
 def kernels() -> dict[str, Kernel]:
     """Every kernel in the configurations that are launched."""
-    knn, filter, mix, confidence, probe = (
+    knn, codes, mix, confidence, probe = (
         importlib.import_module("dm2_fast.kernels." + name)
-        for name in ("knn", "filter", "mix", "confidence", "linear_probe")
+        for name in ("knn", "codes", "mix", "confidence", "linear_probe")
     )
     tile = knn._TILE | knn._OPTIONS
     differences = tile["BLOCK_M"] * tile["BLOCK_N"] * tile["BLOCK_D"]
@@ -116,13 +116,13 @@ def kernels() -> dict[str, Kernel]:
             differences, "(row, row, dimension)", 3, m * m * d, m * m * 4.0, "50,000 x 512",
         ),
     }  # fmt: skip
-    out["knn of lists"] = replace(out["knn"], constants=out["knn"].constants | {"LISTED": filter.TILE})
+    out["knn of lists"] = replace(out["knn"], constants=out["knn"].constants | {"LISTED": codes.TILE})
     out["filter"] = Kernel(
-        filter._filter_kernel,
+        codes._filter_kernel,
         ("*i32 q_ptr reach_ptr q_order_ptr x_ptr x_reach_ptr margin_ptr x_margin_ptr order_ptr pairs_ptr",
          "*i32 count_ptr list_ptr x_count_ptr x_list_ptr", "i32 M N W ROOM"), ("ROOM",) + ("W",) * (d % 64 == 0),
-        filter._CONFIG | {"SYMMETRIC": True, "NATIVE": True, "TILE": filter.TILE},
-        filter.TILE**2 * filter._CONFIG["BLOCK_W"] * 4, "(row, row, dimension)", math.inf, m * m * d / 2, m * d * 1.0,
+        codes._CONFIG | {"SYMMETRIC": True, "NATIVE": True, "TILE": codes.TILE},
+        codes.TILE**2 * codes._CONFIG["BLOCK_W"] * 4, "(row, row, dimension)", math.inf, m * m * d / 2, m * d * 1.0,
         "50,000 x 512, each pair once",
     )  # fmt: skip
     for dtype, size, out_dtype in (("u8", 1, "fp32"), ("fp32", 4, "fp32"), ("fp16", 2, "fp16")):

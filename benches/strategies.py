@@ -24,11 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dm2_fast import strategies
+from dm2_fast import Round, strategies
 from dm2_fast.experiment.config import RunConfig, strategy_options
-from dm2_fast.scoring import ForwardPass
-from dm2_fast.strategies import NoiseStabilityConfig, Round
-from dm2_fast.strategies.noise_stability import noise
+from dm2_fast.model.passes import ForwardPass
+from dm2_fast.strategies.noise_stability import NoiseStabilityConfig, noise
 
 WITH_DROPOUT = ("bald", "entropy-bayesian")
 TARGETS = dict.fromkeys(("random", "least-confidence", "entropy", "margin", "bald", "entropy-bayesian"), 1)

@@ -27,9 +27,9 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from dm2_fast import strategies
-from dm2_fast.scoring import ForwardPass
-from dm2_fast.strategies import ProbCoverConfig, Round
+from dm2_fast import Round, select_from
+from dm2_fast.model.passes import ForwardPass
+from dm2_fast.strategies.prob_cover import ProbCoverConfig
 
 CLASSES = 10
 Array = NDArray[np.float32]
@@ -69,7 +69,7 @@ def ours(problem: Problem, name: str) -> Answer:
     state = problem.round()
     options = ProbCoverConfig(problem.radius) if name == "prob-cover" else None
     start = time.perf_counter()
-    picked = strategies.get(name)(state, problem.budget, options)
+    picked = select_from(state, problem.budget, name, options)
     return time.perf_counter() - start, picked.indices.numpy()
 
 
@@ -153,7 +153,7 @@ def main() -> None:
     options = parser.parse_args()
     features = np.load(options.features, mmap_mode="r")
     problem = Problem(features, options.labelled, options.rows, options.budget)
-    strategies.get("prob-cover")(Problem(features, 20, 50, 5).round(), 5, None)  # imports, before the clock starts
+    select_from(Problem(features, 20, 50, 5).round(), 5, "prob-cover")  # imports, before the clock starts
 
     lines = [("method", "package", "seconds", "times ours", "picks")]
     for name in ("coreset", "badge", "prob-cover"):

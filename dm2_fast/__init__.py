@@ -3,12 +3,15 @@
 from typing import TYPE_CHECKING, Any
 
 from dm2_fast import strategies
-from dm2_fast.acquire import DM2Config, Picked, select
+from dm2_fast.acquire import select, select_from
 from dm2_fast.adversarial import fgsm, pair_loss
-from dm2_fast.distance import knn, pairwise
-from dm2_fast.mixing import mix
-from dm2_fast.probe import linear_probe
-from dm2_fast.scoring import uncertainty
+from dm2_fast.operations.knn import knn, pairwise
+from dm2_fast.operations.linear_probe import linear_probe
+from dm2_fast.operations.mix import mix
+from dm2_fast.operations.uncertainty import uncertainty
+from dm2_fast.round import Picked, Round
+from dm2_fast.strategies.dm2 import DM2Config
+from dm2_fast.strategy import Pass, Strategy, TrainingStep
 
 if TYPE_CHECKING:
     from dm2_fast.experiment import RunConfig as RunConfig
@@ -17,8 +20,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "DM2Config",
+    "Pass",
     "Picked",
+    "Round",
     "RunConfig",
+    "Strategy",
+    "TrainingStep",
     "fgsm",
     "knn",
     "linear_probe",
@@ -27,6 +34,7 @@ __all__ = [
     "pairwise",
     "run",
     "select",
+    "select_from",
     "strategies",
     "uncertainty",
 ]

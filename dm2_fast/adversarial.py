@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dm2_fast.mixing import Normalize, channel_statistics
-from dm2_fast.scoring import check_logits, evaluating, first_line, model_device, model_dtype, out_of_memory
+from dm2_fast.model.head import check_logits, evaluating, model_device, model_dtype
+from dm2_fast.model.passes import first_line, out_of_memory
+from dm2_fast.operations.mix import Normalize, channel_statistics
 
 
 def fgsm(
@@ -90,7 +91,9 @@ def fgsm(
                 done += len(parts[-1])
                 bar.update(len(parts[-1]))
     if size < batch_size:
-        warnings.warn(f"batch_size={batch_size} is halved to {size}: {shortage}", stacklevel=2)
+        warnings.warn(
+            f"not enough memory for {batch_size} rows at a time, {size} are run instead: {shortage}", stacklevel=2
+        )
     return torch.cat(parts)
 
 

@@ -47,9 +47,9 @@ def net(channels: int, size: tuple[int, int], classes: int) -> nn.Module:
     )
 
 
-def balanced(round: dm2_fast.strategies.Round, budget: int, options: None = None) -> dm2_fast.Picked:
+def balanced(asked: dm2_fast.Round, budget: int, options: None) -> dm2_fast.Picked:
     """The least certain samples of each predicted class in turn, so that no class fills the batch."""
-    confidence, predicted = round.logits.softmax(1).max(1)
+    confidence, predicted = asked.logits.softmax(1).max(1)
     order = confidence.argsort(stable=True)
     turn = F.one_hot(predicted[order]).cumsum(0).gather(1, predicted[order][:, None])[:, 0]
     indices: Tensor = order[turn.argsort(stable=True)[:budget]]

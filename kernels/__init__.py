@@ -10,4 +10,16 @@ from dm2_fast.kernels.mix import mix
 # Decided when triton is imported: then its own functions, and so these kernels, run in the interpreter on the CPU.
 INTERPRETED = not isinstance(tl.sum, triton.JITFunction)
 
-__all__ = ["INTERPRETED", "knn", "linear_probe", "mix", "pairwise", "uncertainty"]
+TAKES_THREADS = False
+WHOLE_PROBLEMS = False
+
+__all__ = [
+    "INTERPRETED",
+    "TAKES_THREADS",
+    "WHOLE_PROBLEMS",
+    "knn",
+    "linear_probe",
+    "mix",
+    "pairwise",
+    "uncertainty",
+]

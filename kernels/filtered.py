@@ -1,6 +1,6 @@
 """The search among the rows that the filter leaves: the same neighbours as the search among all rows, bit for bit.
 
-1. Both sides are put into the order of a partition (`filter.partition`); `TILE` rows beside each other are a tile.
+1. Both sides are put into the order of a partition (`codes.partition`); `TILE` rows beside each other are a tile.
 2. The exact distances to the rows of a few near tiles give every query a threshold: its k-th best distance so far.
 3. Codes on a grid that leaves the fewest of a sample of pairs, and from each threshold how far codes may be apart.
 4. Tiles of pairs whose codes cannot be near are skipped whole; of the others the codes of all pairs are compared, each
@@ -11,8 +11,8 @@
 
 import torch
 import triton
-from dm2_fast.kernels import filter
-from dm2_fast.kernels.filter import TILE, Codes, Grid
+from dm2_fast.kernels import codes
+from dm2_fast.kernels.codes import TILE, Codes, Grid
 from dm2_fast.kernels.knn import search
 from torch import Tensor
 
@@ -48,17 +48,17 @@ def knn(
         worth: The share of pairs that may stay.
         room: Rows in the list of a tile, at least TILE; lists that would be longer are made in several passes.
     """
-    if TILE % config["BLOCK_M"] or not filter.holds(x.shape[1], config["BLOCK_D"]):
+    if TILE % config["BLOCK_M"] or not codes.holds(x.shape[1], config["BLOCK_D"]):
         return False
     symmetric = q is x
-    x_order = filter.partition(x)
-    q_order = x_order if symmetric else filter.partition(q)
+    x_order = codes.partition(x)
+    q_order = x_order if symmetric else codes.partition(q)
     kth = torch.minimum(_seed(q, q_ids, q_order, x, x_ids, x_order, best.shape[1], w1, w2, config), best[0].amax(0))
-    l1 = filter.l1_within(kth, d, x.shape[1], config["BLOCK_D"], w1, w2)
+    l1 = codes.l1_within(kth, d, x.shape[1], config["BLOCK_D"], w1, w2)
     grid = _grid(q, x, l1)
     x_codes = Codes(x, x_order, grid)
     q_codes = x_codes if symmetric else Codes(q, q_order, grid)
-    reach = filter.reach(l1[q_order.long()], q_codes.error, grid.steps)
+    reach = codes.reach(l1[q_order.long()], q_codes.error, grid.steps)
     x_reach = reach if symmetric else None
 
     tiles = len(q_codes.centre)
@@ -66,10 +66,10 @@ def knn(
     slabs = [range(first, min(first + step, tiles)) for first in range(0, tiles, step)]
     expected: float | None = None  # rows in a list, if the first slab is like the others
     for slab in slabs:
-        pairs = filter.pairs_within(q_codes, x_codes, reach, x_reach, slab.start, slab.stop)
+        pairs = codes.pairs_within(q_codes, x_codes, reach, x_reach, slab.start, slab.stop)
         if expected is None:
             sample = pairs[:: max(1, len(pairs) // _SAMPLE)]
-            count = filter.lists_of(q_codes, x_codes, reach, x_reach, sample, TILE, native)[1]
+            count = codes.lists_of(q_codes, x_codes, reach, x_reach, sample, TILE, native)[1]
             sides = (sample[:, 0] != sample[:, 1]).sum() * symmetric + len(sample)
             expected = float(count.sum() / sides.clamp(min=1)) * len(pairs) / len(slab) * (1 + symmetric)
             if expected > worth * len(x):
@@ -78,7 +78,7 @@ def knn(
         waiting = [pairs[part::passes] for part in range(passes)]
         while waiting:
             now = waiting.pop()
-            rows, count = filter.lists_of(q_codes, x_codes, reach, x_reach, now, room, native)
+            rows, count = codes.lists_of(q_codes, x_codes, reach, x_reach, now, room, native)
             longest = int(count.max())
             if longest > room:
                 waiting += [now[::2], now[1::2]]
@@ -90,7 +90,7 @@ def knn(
 
 def _means(rows: Tensor, order: Tensor) -> Tensor:
     """The mean row of each tile."""
-    return torch.cat([rows[order[places].long()].mean(1) for places in filter.tiles_of(*rows.shape, rows.device)])
+    return torch.cat([rows[order[places].long()].mean(1) for places in codes.tiles_of(*rows.shape, rows.device)])
 
 
 def _seed(
@@ -118,8 +118,8 @@ def _grid(q: Tensor, x: Tensor, l1: Tensor) -> Grid:
     grids = [Grid(rows, clip) for clip in _CLIPS]
     kept = []
     for grid in grids:
-        (asked, asked_error), (codes, error) = grid.encode(q[::step]), grid.encode(rows)
-        sad = torch.cdist(asked.view(torch.uint8).float(), codes.view(torch.uint8).float(), p=1)
-        limit = filter.reach(l1[::step], asked_error, grid.steps)[:, None] + filter.margin(error)
+        (asked, asked_error), (stored, error) = grid.encode(q[::step]), grid.encode(rows)
+        sad = torch.cdist(asked.view(torch.uint8).float(), stored.view(torch.uint8).float(), p=1)
+        limit = codes.reach(l1[::step], asked_error, grid.steps)[:, None] + codes.margin(error)
         kept.append(int((sad <= limit).sum()))
     return grids[kept.index(min(kept))]

@@ -20,14 +20,15 @@ import torch
 from matplotlib.figure import Figure
 
 from dm2_fast import DM2Config, RunConfig
-from dm2_fast.experiment import TrainingConfig, checkpoint
-from dm2_fast.experiment.data import load
+from dm2_fast.experiment import TrainingConfig
+from dm2_fast.experiment.data.sets import load
+from dm2_fast.experiment.folder import checkpoint
 from dm2_fast.experiment.loop import run
 
 torch.set_num_threads(1)
 
 CONFIG = RunConfig(
-    strategy="dm2-at", initial=12, budget=5, rounds=2, pool=60, test=30, threads=1, dm2=DM2Config(k=3),
+    strategy="dm2-at", initial=12, budget=5, rounds=2, pool=60, test=30, threads=1, options=DM2Config(k=3),
     training=TrainingConfig(epochs=3, optimizer="sgd", lr=0.02, augment="flip-crop"),
 )  # fmt: skip
 MOMENTS = 20

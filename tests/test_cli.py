@@ -23,9 +23,9 @@ def test_run_prints_each_round_and_where_the_files_are(
 
 def test_a_config_file_is_overridden_by_options_after_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "config.yaml"
-    file.write_text("strategy: margin\nbudget: 3\ndm2:\n  k: 4\n")
+    file.write_text("strategy: dm2\nbudget: 3\ndm2:\n  k: 4\n")
     main(["run", "--config", str(file), *QUICK, "--rounds", "0", "--output", str(tmp_path / "run")])
-    assert "margin on digits" in capsys.readouterr().out
+    assert "dm2 on digits" in capsys.readouterr().out
     text = (tmp_path / "run" / "config.yaml").read_text()
     assert "budget: 5\n" in text
     assert "k: 4\n" in text
@@ -54,20 +54,21 @@ def test_a_run_s_own_config_with_another_seed_makes_a_folder_of_its_own(
             "dataset must be one of digits, mnist, fashion-mnist, cifar10, svhn or a file.npz, got 'svhm'",
         ),
         (["run", "--dataset", "nowhere.npz"], "dataset must be a file, got none at"),
-        (["run", "--model", "nowhere:make"], "'nowhere:make' must name an importable module"),
-        (["run", "--strategy", "json:nothing"], "'json:nothing' must name a function of json"),
-        (["run", "--seeds", "0,x"], "seeds must be whole numbers with commas between, got '0,x'"),
+        (["run", "--model", "nowhere:make"], "no module 'nowhere' for 'nowhere:make'"),
+        (["run", "--strategy", "json:nothing"], "module json has no function 'nothing'"),
+        (["run", "--seeds", "0,x"], "--seeds must be whole numbers, as in 0,1,2 or 0-4, got 0,x"),
         (["run", "--seeds", "1,1"], "seeds must be distinct and at least one, got 1, 1"),
-        (["run", "--seeds", "0,1", "--seed", "2"], "--seeds takes the place of --seed, got both"),
-        (["run", "--strategy=dm2", "--strategies", "random"], "--strategies takes the place of --strategy, got both"),
+        (["run", "--seeds", "0,1", "--seed", "2"], "use --seed or --seeds, not both"),
+        (["run", "--strategy=dm2", "--strategies", "random"], "use --strategy or --strategies, not both"),
         (["run", "--strategies", "random,dm3"], "strategy must be one of random"),
         (["report"], "folders"),
-        (["report", "nowhere"], "folders must hold at least one run with a training, got nowhere"),
+        (["report", "nowhere"], "no run with a training in nowhere"),
         (["run", "--training.batch-size", "many"], "--training.batch-size must be an integer or null, got many"),
         (["run", "--dm2.metric", "l3"], "--dm2.metric must be one of literal, rms, l1, l2, got l3"),
         (["run", "--dm2.lam", "high"], "--dm2.lam must be a number or one of beta, got high"),
         (["run", "--dm2.lam", "2"], "lam must be in [0, 1] or 'beta', got 2.0"),
         (["run", "--strategy", "dm3"], "strategy must be one of random"),
+        (["run", "--strategy", "dm2", "--bald.passes", "3"], "--bald.passes is an option of another strategy than dm2"),
         (["run", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["run", "--dataset", "mnist", "--data-dir", "nowhere"], "nowhere/MNIST/raw"),
         (["fly"], "'fly'"),

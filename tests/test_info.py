@@ -11,7 +11,7 @@ import torch
 import dm2_fast
 from dm2_fast import _C
 from dm2_fast.cli import main
-from dm2_fast.experiment.info import info
+from dm2_fast.info import info
 
 
 def section(lines: list[str], title: str) -> dict[str, str]:
@@ -34,7 +34,7 @@ def test_info_tells_versions_devices_backends_and_data_sets(
     assert versions["python"].startswith(platform.python_version())
     assert versions["torch"] == importlib.metadata.version("torch")
     assert versions["numpy"] == numpy.__version__
-    assert list(versions) == ["dm2_fast", "python", "torch", "torchvision", "triton", "numpy"]
+    assert list(versions) == ["python", "dm2_fast", "torch", "torchvision", "triton", "numpy"]
     devices = section(lines, "devices")
     assert devices["cpu"].startswith(f"{torch.get_num_threads()} threads")
     assert devices["cuda"].startswith("no GPU: ")
@@ -51,7 +51,7 @@ def test_info_tells_versions_devices_backends_and_data_sets(
 
 
 def test_info_says_why_a_backend_is_not_available_and_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    command = "from dm2_fast.experiment.info import *; print('\\n'.join(info(Path('.'))))"
+    command = "from dm2_fast.info import *; print('\\n'.join(info(Path('.'))))"
     environment = {"PATH": "", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True, check=True)
     triton = section(done.stdout.splitlines(), "backends")["triton"]
@@ -61,7 +61,7 @@ def test_info_says_why_a_backend_is_not_available_and_what_to_do(monkeypatch: py
     def missing(package: str) -> str:
         raise importlib.metadata.PackageNotFoundError(package)
 
-    monkeypatch.setattr("dm2_fast.experiment.info.metadata.version", missing)
+    monkeypatch.setattr("dm2_fast.experiment.machine.metadata.version", missing)
     assert section(info(Path(".")), "versions")["triton"] == "not installed (pip install triton)"
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import dm2_fast
-from dm2_fast import DM2Config, draws, select, strategies
-from dm2_fast.scoring import ForwardPass, find_head
-from dm2_fast.strategies import Round
+from dm2_fast import DM2Config, Round, draws, select, select_from, strategies
+from dm2_fast.model.head import find_head
+from dm2_fast.model.passes import ForwardPass
 
 
 class Net(nn.Module):
@@ -81,7 +81,7 @@ def naive_scores(model: Net, pool: Tensor, k: int, metric: str, mix: str, lam: f
 @pytest.mark.parametrize("metric", ["literal", "rms", "l1", "l2"])
 def test_select_is_algorithm_1(model: Net, pool: Tensor, metric: str, mix: str, score: str) -> None:
     config = DM2Config(metric=metric, k=4, mix=mix, lam=0.3, score=score)
-    picked = select(model, pool, 9, config, NORMALIZE, seed=7, round=3, batch_size=16)
+    picked = select(model, pool, 9, options=config, normalize=NORMALIZE, seed=7, round=3, batch_size=16)
     expected = naive_scores(model, pool, 4, metric, mix, 0.3, score)
     np.testing.assert_allclose(picked.scores, expected, atol=2e-6)
     order = picked.scores.sort(descending=True, stable=True).indices
@@ -95,11 +95,11 @@ def test_select_is_algorithm_1(model: Net, pool: Tensor, metric: str, mix: str, 
 def test_lam_1_is_exactly_least_confidence(model: Net, pool: Tensor, mix: str, inputs: str) -> None:
     data = pool if inputs == "uint8" else pool.float() / 255
     forward = ForwardPass(model, data, NORMALIZE, batch_size=16)
-    least = strategies.get("least-confidence")(Round(forward), 45, None)
-    picked = select(model, data, 45, DM2Config(mix=mix, lam=1.0), NORMALIZE, batch_size=16)
+    least = select_from(Round(forward), 45, "least-confidence")
+    picked = select(model, data, 45, options=DM2Config(mix=mix, lam=1.0), normalize=NORMALIZE, batch_size=16)
     assert torch.equal(picked.scores, least.scores)
     assert torch.equal(picked.indices, least.indices)
-    mixed = select(model, data, 45, DM2Config(mix=mix, lam=0.5), NORMALIZE, batch_size=16)
+    mixed = select(model, data, 45, options=DM2Config(mix=mix, lam=0.5), normalize=NORMALIZE, batch_size=16)
     assert not torch.equal(mixed.scores, least.scores)
 
 
@@ -113,23 +113,23 @@ def test_baselines_score_the_softmax_of_the_plain_samples(model: Net, pool: Tens
         "margin": p[:, 1] - p[:, 0],
     }
     for name, scores in expected.items():
-        picked = strategies.get(name)(state, 7, None)
+        picked = select_from(state, 7, name)
         torch.testing.assert_close(picked.scores.double(), scores, atol=2e-6, rtol=0)
         assert picked.indices.tolist() == picked.scores.sort(descending=True, stable=True).indices[:7].tolist()
 
 
 def test_random_draws_without_replacement_by_row(model: Net, pool: Tensor) -> None:
     forward = ForwardPass(model, pool)
-    every = strategies.get("random")(Round(forward, seed=3), 45, None)
+    every = select_from(Round(forward, seed=3), 45, "random")
     assert sorted(every.indices.tolist()) == list(range(45))
     part = Round(ForwardPass(model, pool[10:]), seed=3, row_ids=np.arange(10, 45))
     ranked = [row for row in every.indices.tolist() if row >= 10]
-    assert (strategies.get("random")(part, 35, None).indices + 10).tolist() == ranked
-    other = strategies.get("random")(Round(forward, seed=4), 45, None)
+    assert (select_from(part, 35, "random").indices + 10).tolist() == ranked
+    other = select_from(Round(forward, seed=4), 45, "random")
     assert other.indices.tolist() != every.indices.tolist()
     counts = np.zeros(45)
     for seed in range(200):
-        counts[strategies.get("random")(Round(forward, seed=seed), 9, None).indices] += 1
+        counts[select_from(Round(forward, seed=seed), 9, "random").indices] += 1
     assert abs(counts - 40).max() < 25  # binomial(200, 1/5): 4.4 standard deviations
 
 
@@ -149,7 +149,7 @@ def test_select_leaves_model_and_random_state_untouched(model: Net, pool: Tensor
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
-    select(model, pool, 3, DM2Config(mix="random", lam="beta"), NORMALIZE)
+    select(model, pool, 3, options=DM2Config(mix="random", lam="beta"), normalize=NORMALIZE)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), torch_state)
@@ -179,13 +179,13 @@ def test_select_cleans_up_after_an_exception_in_the_model(pool: Tensor, model: N
 @pytest.mark.parametrize("lam", [0.4, "beta"])
 def test_picks_do_not_depend_on_threads_backend_or_batches(model: Net, pool: Tensor, mix: str, lam: float) -> None:
     config = DM2Config(k=5, mix=mix, lam=lam)
-    first = select(model, pool, 10, config, NORMALIZE, batch_size=16)
+    first = select(model, pool, 10, options=config, normalize=NORMALIZE, batch_size=16)
     for num_threads in (1, 3):
-        again = select(model, pool, 10, config, NORMALIZE, batch_size=16, num_threads=num_threads)
+        again = select(model, pool, 10, options=config, normalize=NORMALIZE, batch_size=16, num_threads=num_threads)
         assert torch.equal(again.scores, first.scores)
         assert torch.equal(again.indices, first.indices)
     for options in ({"batch_size": 7}, {"backend": "torch"}):
-        other = select(model, pool, 10, config, NORMALIZE, **options)
+        other = select(model, pool, 10, options=config, normalize=NORMALIZE, **options)
         assert torch.equal(other.neighbours, first.neighbours)
         torch.testing.assert_close(other.scores, first.scores, atol=1e-6, rtol=0)
 
@@ -199,26 +199,29 @@ def test_a_row_scores_the_same_whatever_stands_beside_it(model: Net, pool: Tenso
 def test_interpreted_triton_serves_the_whole_acquisition(model: Net, pool: Tensor) -> None:
     if torch.cuda.is_available():
         model, pool = model.cuda(), pool.cuda()
-    first = select(model, pool[:12], 4, DM2Config(k=3), NORMALIZE, backend="torch", batch_size=12)
-    second = select(model, pool[:12], 4, DM2Config(k=3), NORMALIZE, backend="triton", batch_size=12)
+    first = select(model, pool[:12], 4, options=DM2Config(k=3), normalize=NORMALIZE, backend="torch", batch_size=12)
+    second = select(model, pool[:12], 4, options=DM2Config(k=3), normalize=NORMALIZE, backend="triton", batch_size=12)
     torch.testing.assert_close(second.scores, first.scores, atol=1e-6, rtol=0)
 
 
 def test_draws_follow_the_row_and_the_round(model: Net, pool: Tensor) -> None:
     config = DM2Config(mix="random", lam="beta", k=5)
     ids = np.arange(45) + 1000
-    first = select(model, pool, 5, config, NORMALIZE, seed=1, round=2, row_ids=ids).scores
-    assert torch.equal(
-        select(model, pool, 5, config, NORMALIZE, seed=1, round=2, row_ids=torch.arange(1000, 1045)).scores, first
-    )
-    assert not torch.equal(select(model, pool, 5, config, NORMALIZE, seed=1, round=3, row_ids=ids).scores, first)
-    assert not torch.equal(select(model, pool, 5, config, NORMALIZE, seed=2, round=2, row_ids=ids).scores, first)
-    assert not torch.equal(select(model, pool, 5, config, NORMALIZE, seed=1, round=2).scores, first)
+
+    def scores(seed: int, round: int, row_ids: object) -> Tensor:
+        picked = select(model, pool, 5, options=config, normalize=NORMALIZE, seed=seed, round=round, row_ids=row_ids)
+        assert picked.scores is not None
+        return picked.scores
+
+    first = scores(1, 2, ids)
+    assert torch.equal(scores(1, 2, torch.arange(1000, 1045)), first)
+    for other in ((1, 3, ids), (2, 2, ids), (1, 2, None)):
+        assert not torch.equal(scores(*other), first)
 
 
 def test_offset_skips_the_highest_scores(model: Net, pool: Tensor) -> None:
-    every = select(model, pool, 45, DM2Config(k=3), NORMALIZE)
-    offset = select(model, pool, 10, DM2Config(k=3, offset=20), NORMALIZE)
+    every = select(model, pool, 45, options=DM2Config(k=3), normalize=NORMALIZE)
+    offset = select(model, pool, 10, options=DM2Config(k=3, offset=20), normalize=NORMALIZE)
     assert offset.indices.tolist() == every.indices[20:30].tolist()
 
 
@@ -251,14 +254,16 @@ class OnlyIntegerArrays:
 
 
 def test_pools_of_every_kind_give_the_same_picks(model: Net, pool: Tensor, tmp_path) -> None:
-    first = select(model, pool, 5, DM2Config(k=3), NORMALIZE)
+    first = select(model, pool, 5, options=DM2Config(k=3), normalize=NORMALIZE)
     file = tmp_path / "pool.npy"
     np.save(file, pool.numpy())
     kinds = [pool.numpy(), np.load(file, mmap_mode="r"), OnlyIntegerArrays(pool.numpy())]
     for inputs in kinds:
-        picked = select(model, inputs, 5, DM2Config(k=3), NORMALIZE)
+        picked = select(model, inputs, 5, options=DM2Config(k=3), normalize=NORMALIZE)
         assert torch.equal(picked.scores, first.scores)
-    last = select(model, pool.contiguous(memory_format=torch.channels_last), 5, DM2Config(k=3), NORMALIZE)
+    last = select(
+        model, pool.contiguous(memory_format=torch.channels_last), 5, options=DM2Config(k=3), normalize=NORMALIZE
+    )
     torch.testing.assert_close(last.scores, first.scores, atol=1e-6, rtol=0)
 
 
@@ -273,13 +278,13 @@ def test_a_small_pool_clamps_k_and_says_so(model: Net, pool: Tensor) -> None:
         ForwardPass(model, pool[:1], NORMALIZE).logits(), "least-confidence"))  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        select(model, pool[:4], 2, DM2Config(k=3))
+        select(model, pool[:4], 2, options=DM2Config(k=3))
 
 
 def test_feature_vectors_are_mixed_like_images(model: Net) -> None:
     x = torch.randn(20, 7, generator=torch.Generator().manual_seed(5))
     head = nn.Linear(7, 3)
-    picked = select(head, x, 4, DM2Config(k=2, lam=0.25))
+    picked = select(head, x, 4, options=DM2Config(k=2, lam=0.25))
     _, neighbours = oracle.knn(x.double().numpy(), 2, "literal")
     mixed = 0.25 * x.double() + 0.75 * x.double()[torch.from_numpy(neighbours)].mean(1)
     expected = 1 - (mixed @ head.weight.double().T + head.bias.double()).softmax(1).amax(1)
@@ -287,8 +292,8 @@ def test_feature_vectors_are_mixed_like_images(model: Net) -> None:
 
 
 def test_half_precision_models_are_served(pool: Tensor, model: Net) -> None:
-    exact = select(model, pool, 5, DM2Config(k=3), NORMALIZE)
-    half = select(model.bfloat16(), pool, 5, DM2Config(k=3), NORMALIZE)
+    exact = select(model, pool, 5, options=DM2Config(k=3), normalize=NORMALIZE)
+    half = select(model.bfloat16(), pool, 5, options=DM2Config(k=3), normalize=NORMALIZE)
     assert half.scores.dtype == torch.float32
     torch.testing.assert_close(half.scores, exact.scores, atol=0.15, rtol=0)
 
@@ -356,10 +361,10 @@ def nan_in_row(row: int) -> nn.Module:
     [
         ({"budget": 0}, ValueError, r"budget must be in \[1, 45\] for a pool of 45 rows, got 0"),
         ({"budget": 46}, ValueError, r"budget must be in \[1, 45\] for a pool of 45 rows, got 46"),
-        ({"config": DM2Config(offset=40)}, ValueError, r"offset must be at most 35 for budget 10 of 45 rows, got 40"),
-        ({"inputs": torch.zeros(0, 3, 6, 6)}, ValueError, r"inputs must be a non-empty \(m, ...\) pool.*\(0, 3"),
-        ({"inputs": torch.zeros(45)}, ValueError, r"inputs must be a non-empty \(m, ...\) pool, got shape \(45,\)"),
-        ({"inputs": torch.zeros(45, 3, 6, 6, dtype=torch.int32)}, TypeError, "inputs must be uint8 or floating point"),
+        ({"options": DM2Config(offset=40)}, ValueError, r"offset must be at most 35 for budget 10 of 45 rows, got 40"),
+        ({"pool": torch.zeros(0, 3, 6, 6)}, ValueError, r"inputs must be a non-empty \(m, ...\) pool.*\(0, 3"),
+        ({"pool": torch.zeros(45)}, ValueError, r"inputs must be a non-empty \(m, ...\) pool, got shape \(45,\)"),
+        ({"pool": torch.zeros(45, 3, 6, 6, dtype=torch.int32)}, TypeError, "inputs must be uint8 or floating point"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
         ({"num_threads": 0}, ValueError, "num_threads must be at least 1, got 0"),
         ({"backend": "cuda"}, ValueError, "backend must be one of auto, triton, cpp, torch, got 'cuda'"),
@@ -372,14 +377,14 @@ def nan_in_row(row: int) -> nn.Module:
         ({"model": Returning(lambda x: x)}, ValueError, r"model must return \(n, C\) logits.*\(256, 3, 6, 6\)"),
         ({"model": Returning(lambda x: x[:, 0, 0, :1])}, ValueError, r"at least two classes, got shape \(256, 1\)"),
         ({"model": Returning(lambda x: (x, x))}, TypeError, r"model must return a tensor of .* logits, got tuple"),
-        ({"model": nan_in_row(37), "inputs": torch.arange(45.0).view(-1, 1, 1, 1).expand(45, 3, 6, 6)},
+        ({"model": nan_in_row(37), "pool": torch.arange(45.0).view(-1, 1, 1, 1).expand(45, 3, 6, 6)},
          ValueError, "logits of the model must be finite, got NaN or infinity in row 37"),
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_named(model: Net, pool: Tensor, change: dict, error: type, message: str) -> None:
-    arguments = {"model": model, "inputs": pool, "budget": 10, "normalize": None} | change
+    arguments = {"model": model, "pool": pool, "budget": 10} | change
     with pytest.raises(error, match=message):
-        select(arguments.pop("model"), arguments.pop("inputs"), arguments.pop("budget"), **arguments)
+        select(**arguments)
 
 
 @pytest.mark.parametrize(

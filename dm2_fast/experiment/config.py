@@ -5,20 +5,12 @@ import json
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from dm2_fast import strategies
-from dm2_fast.acquire import DM2Config
-from dm2_fast.experiment import data, models, npz, plugins
-from dm2_fast.strategies import (
-    AlphaMixConfig,
-    BALDConfig,
-    CoreGCNConfig,
-    EntropyBayesianConfig,
-    NoiseStabilityConfig,
-    ProbCoverConfig,
-    UncertainGCNConfig,
-)
+from dm2_fast import plugins, strategies
+from dm2_fast.experiment import models
+from dm2_fast.experiment.data import npz, sets
+from dm2_fast.strategy import AdversarialTraining
 
 
 @dataclass(frozen=True)
@@ -44,27 +36,29 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class AdversarialConfig:
-    """Adversarial training of dm2-at. The paper's default epsilon is lost; ours is 4/255.
+    """Adversarial training of the run, with any strategy. The paper's default epsilon is lost; ours is 4/255.
 
     Args:
+        train: off; round = one twin of each chosen sample, made by the model that chose it (Algorithm 2); step = a
+            fresh twin of every sample of a batch at every training step (section 4.1); null = round for dm2-at, off
+            for the other strategies.
         epsilon: FGSM step in units of the [0, 1] pixel range; or search, over 1, 2, 4 and 8 / 255, by accuracy under
             FGSM on a held-out tenth of the labelled set (five trainings a round instead of one).
         label: Label in the FGSM loss: the model's predicted one (Algorithm 2) or the true one (section 4.1).
-        when: round = one twin of each chosen sample, made by the model that chose it (Algorithm 2); step = a fresh
-            twin of every sample of a batch at every training step (section 4.1).
         clean_weight: Weight of the clean loss of a pair; 0.5 is Eq. 14.
     """
 
+    train: AdversarialTraining | None = None
     epsilon: float | Literal["search"] = 4 / 255
     label: Literal["predicted", "true"] = "predicted"
-    when: Literal["round", "step"] = "round"
     clean_weight: float = 0.5
 
     def __post_init__(self) -> None:
         if self.epsilon != "search" and (isinstance(self.epsilon, str) or not 0 <= self.epsilon <= 1):
             raise ValueError(f"epsilon must be in [0, 1] or 'search', got {self.epsilon!r}")
         _check_choice("label", self.label, ("predicted", "true"))
-        _check_choice("when", self.when, ("round", "step"))
+        if self.train is not None:
+            _check_choice("adversarial.train", self.train, get_args(AdversarialTraining))
         if not 0 <= self.clean_weight <= 1:
             raise ValueError(f"clean_weight must be in [0, 1], got {self.clean_weight}")
 
@@ -79,8 +73,9 @@ class RunConfig:
         dataset_sha256: SHA-256 of the .npz file, as config.yaml records it; a file of another is refused.
         data_dir: Folder of the torchvision data sets.
         download: Let torchvision download a missing data set into data_dir.
-        model: Network; null takes the data set's; or a function of your own, called with (channels, size, classes).
-        strategy: How the samples to label are chosen; or a function of your own, called with (round, budget, options).
+        model: Network; null takes the data set's; or a function of your own, called with those of channels, size and
+            classes that it names.
+        strategy: How the samples to label are chosen; or a function or `Strategy` of your own.
         oracle: Who labels them: the data set, or a person who fills in the label column of to_label.csv between two
             calls of the same command (file).
         initial: Labels drawn at random before the first training.
@@ -95,15 +90,8 @@ class RunConfig:
         eval_epsilon: FGSM step of the reported accuracy under FGSM, in units of the [0, 1] pixel range.
         eval_batch_size: Samples per forward pass of evaluation and selection.
         output: Folder to write; null for one below runs/ that is named after the configuration.
-        bald: Acquisition of bald.
-        entropy_bayesian: Acquisition of entropy-bayesian.
-        alpha_mix: Acquisition of alpha-mix.
-        noise_stability: Acquisition of noise-stability.
-        dm2: Acquisition of dm2 and dm2-at.
-        uncertain_gcn: Acquisition of uncertain-gcn.
-        core_gcn: Acquisition of core-gcn.
-        prob_cover: Acquisition of prob-cover.
-        adversarial: Adversarial training of dm2-at.
+        options: Options of the strategy, a dataclass of its own (`DM2Config(...)` for dm2); None for its defaults.
+        adversarial: Adversarial training.
         training: Training recipe.
     """
 
@@ -126,30 +114,21 @@ class RunConfig:
     eval_epsilon: float = 4 / 255
     eval_batch_size: int = 256
     output: Path | None = None
-    bald: BALDConfig = field(default_factory=BALDConfig)
-    entropy_bayesian: EntropyBayesianConfig = field(default_factory=EntropyBayesianConfig)
-    alpha_mix: AlphaMixConfig = field(default_factory=AlphaMixConfig)
-    noise_stability: NoiseStabilityConfig = field(default_factory=NoiseStabilityConfig)
-    dm2: DM2Config = field(default_factory=DM2Config)
-    uncertain_gcn: UncertainGCNConfig = field(default_factory=UncertainGCNConfig)
-    core_gcn: CoreGCNConfig = field(default_factory=CoreGCNConfig)
-    prob_cover: ProbCoverConfig = field(default_factory=ProbCoverConfig)
+    options: Any = None
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
         if not npz.is_npz(self.dataset):
-            _check_choice("dataset", self.dataset, data.NAMES, " or a file.npz")
+            _check_choice("dataset", self.dataset, sets.NAMES, " or a file.npz")
         if not plugins.is_plugin(self.strategy):
-            _check_choice("strategy", self.strategy, strategies.names(), " or package.module:function")
+            strategies.get(self.strategy).checked(self.options)
         if self.model is not None and not plugins.is_plugin(self.model):
             _check_choice("model", self.model, models.NAMES, " or package.module:function")
         for name in ("initial", "budget", "pool", "test", "candidates", "threads", "eval_batch_size"):
             _check_least(name, getattr(self, name), 2 if name == "initial" else 1)
         _check_least("rounds", self.rounds, 0)
         _check_choice("oracle", self.oracle, ("data", "file"))
-        if self.oracle == "file" and self.strategy == "dm2-at" and self.adversarial.label == "true":
-            raise ValueError("adversarial.label must be 'predicted' where oracle is 'file', got 'true'")
         if not 0 <= self.eval_epsilon <= 1:
             raise ValueError(f"eval_epsilon must be in [0, 1], got {self.eval_epsilon}")
         for name in ("epochs", "batch_size"):
@@ -188,23 +167,30 @@ def resolve(config: RunConfig) -> RunConfig:
     """Replace every None that has a recipe, note the content of a data set of the user's, and name the output folder.
 
     Raises:
-        ValueError: dataset_sha256 is that of other content, or a function of the user's is not there.
+        ValueError: dataset_sha256 is that of other content, a function of the user's is not there, or a person cannot
+            give the labels that the adversarial training wants.
+        TypeError: options are those of another strategy.
         FileNotFoundError: there is no such .npz file.
     """
-    for function in (config.model, config.strategy):
-        if function is not None and plugins.is_plugin(function):
-            plugins.load_function(function)
+    strategy = strategies.get(config.strategy)
+    if config.model is not None and plugins.is_plugin(config.model):
+        plugins.load(config.model)
     own = npz.is_npz(config.dataset)
     digest = npz.sha256(Path(config.dataset)) if own else None
     if config.dataset_sha256 not in (None, digest):
+        found = f"the SHA-256 of {config.dataset} is {digest}" if own else f"{config.dataset} is no .npz file"
         raise ValueError(
-            f"dataset must have the content with SHA-256 {config.dataset_sha256}, "
-            f"got {config.dataset}{f' with {digest}' if digest else ''}"
+            f"dataset_sha256 is {config.dataset_sha256}, but {found}: give back the file of then, or leave "
+            "dataset_sha256 out"
         )
     recipe = RECIPES["npz" if own else config.dataset]
     training = replace(config.training, **_missing(config.training, asdict(recipe["training"])))
+    adversarial = replace(config.adversarial, train=config.adversarial.train or strategy.adversarial)
+    if config.oracle == "file" and adversarial.train != "off" and adversarial.label == "true":
+        raise ValueError("with oracle='file' nobody knows the true label in time: use adversarial.label='predicted'")
     values = {**recipe, "training": training, "dataset_sha256": digest}
     config = replace(config, **_missing(config, values), training=training)
+    config = replace(config, options=strategy.checked(config.options), adversarial=adversarial)
     if config.output is None:
         name = folder_name(config, f"{config.strategy}-seed{config.seed}", fingerprint(config))
         config = replace(config, output=Path("runs") / name)
@@ -217,15 +203,14 @@ def folder_name(config: RunConfig, what: str, key: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", f"{dataset}-{config.model}-{what}-{key}")
 
 
-def strategy_options(config: Any) -> Any:
-    """The options of the strategy: the field with its name (dm2-at chooses like dm2); None if it has none."""
-    name = config.strategy.replace("-", "_")
-    return getattr(config, "dm2" if name == "dm2_at" else name, None)
-
-
 def to_dict(config: RunConfig) -> dict[str, Any]:
-    """config as plain values, as config.yaml holds them."""
+    """config as plain values, as config.yaml holds them: the options of the strategy stand under its name."""
     values = asdict(config)
+    options, group = values.pop("options"), strategies.group(strategies.get(config.strategy))
+    if group in values:
+        raise ValueError(f"strategy {config.strategy} needs another name: {group} is an option of every run")
+    if group is not None:
+        values[group] = options
     for name in ("data_dir", "output"):
         values[name] = None if values[name] is None else str(values[name])
     return values

@@ -9,21 +9,22 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dm2_fast import draws
-from dm2_fast.acquire import stage
-from dm2_fast.experiment import models, plugins
-from dm2_fast.experiment.checkpoint import TrainingFile
-from dm2_fast.experiment.config import RunConfig, resolve, strategy_options
-from dm2_fast.experiment.data import Data, load
-from dm2_fast.experiment.devices import reproducible, usable_device
-from dm2_fast.experiment.files import replacing
-from dm2_fast.experiment.folder import RunFolder
+from dm2_fast import draws, plugins, strategies
+from dm2_fast.acquire import select_from
+from dm2_fast.experiment import models
+from dm2_fast.experiment.config import RunConfig, resolve
+from dm2_fast.experiment.data.sets import Data, load
+from dm2_fast.experiment.folder.checkpoint import TrainingFile
+from dm2_fast.experiment.folder.files import replacing
+from dm2_fast.experiment.folder.run_folder import RunFolder
+from dm2_fast.experiment.machine import reproducible, usable_device
 from dm2_fast.experiment.oracle import TO_LABEL, Oracle, ask_function, ask_person, remove_questions
 from dm2_fast.experiment.state import RoundResult, State, newest_state, save_state
 from dm2_fast.experiment.training import evaluate
 from dm2_fast.experiment.twins import train_round
-from dm2_fast.scoring import ForwardPass
-from dm2_fast.strategies import Round
+from dm2_fast.model.passes import ForwardPass
+from dm2_fast.round import Round, stage
+from dm2_fast.strategy import Strategy
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def run(config: RunConfig, *, oracle: Oracle | None = None, echo: Callable[[str]
     """
     config = resolve(config)
     if oracle is not None and config.oracle == "file":
-        raise ValueError("oracle must be given once, got a function and config.oracle='file'")
+        raise ValueError("pass oracle= or set config.oracle='file', not both")
     with reproducible(config.threads):
         return _run(config, oracle, echo or (lambda line: None))
 
@@ -105,7 +106,7 @@ def _run(config: RunConfig, oracle: Oracle | None, echo: Callable[[str], None]) 
             if len(state.results) > rounds:
                 return Result(folder.path, state.results, state.chosen, model)
             with plugins.naming(config.model, f"images of shape {tuple(data.x.shape[1:])}"):
-                model = _round(config, oracle, data, pool, test, folder, state, device)
+                model = _round(config, oracle, data, pool, test, folder, state, device, echo)
             echo(_line(state.results[-1]))
 
 
@@ -118,40 +119,44 @@ def _round(
     folder: RunFolder,
     state: State,
     device: torch.device,
+    echo: Callable[[str], None],
 ) -> nn.Module:
     """Train, evaluate and, but for the last time, select; save the state and return the model."""
     r, last, seconds = len(state.results), len(state.results) == config.rounds, dict[str, float]()
     labelled = torch.cat(state.chosen)
     if oracle is not None or config.oracle == "file":
         data = _with_labels(data, state)
+    unlabelled = pool[~torch.isin(pool, labelled)]
+    strategy = strategies.get(config.strategy)
     with stage(seconds, "train", device):
         file = TrainingFile(folder.checkpoints / "training.pt")
-        model, epsilon = train_round(
-            lambda: fresh_model(config, data, device), labelled, state.twins, data, config, r, file
+        model, part, epsilon = train_round(
+            lambda: _fresh(config, strategy, data, device), labelled, unlabelled, state.twins, data, config, r, file
         )
     with stage(seconds, "evaluate", device):
         x, y = data.x_test[test], data.y_test[test]
         evaluation = evaluate(model, x, y, data.normalize, config.eval_epsilon, config.eval_batch_size, progress=True)
     if not last:
-        unlabelled = pool[~torch.isin(pool, labelled)]
         if config.candidates is not None and config.candidates < len(unlabelled):
             unlabelled = shuffled(unlabelled, config.seed, "candidates", r + 1)[: config.candidates].sort().values
         forward = ForwardPass(
             model, data.x[unlabelled], data.normalize, batch_size=config.eval_batch_size, progress=True
         )
-        asked = Round(forward, config.seed, r + 1, unlabelled, data.x[labelled], data.y[labelled])
-        picked = plugins.strategy(config.strategy)(asked, int(config.budget or 0), strategy_options(config))
-        seconds |= asked.seconds | picked.seconds
+        asked = Round(forward, config.seed, r + 1, unlabelled, data.x[labelled], data.y[labelled], part)
+        picked = select_from(asked, int(config.budget or 0), strategy, config.options)
+        seconds |= picked.seconds
+        if r == 0 and picked.prepared is not None and picked.prepared.startswith("off: "):
+            echo(f"the model runs as it is, since it cannot be prepared, which costs speed: {picked.prepared[5:]}")
         rows = unlabelled[picked.indices.cpu()]
         state.chosen.append(rows)
         state.scores.append(None if picked.scores is None else picked.scores[picked.indices].cpu())
-        if config.strategy == "dm2-at" and config.adversarial.when == "round":
+        if config.adversarial.train == "round":
             if config.adversarial.label == "true":
                 state.labels.append(_ask(oracle, rows, data))
                 data = _with_labels(data, state)
             with stage(seconds, "perturb", device):
                 state.twins.add(model, rows, data, config)
-        folder.draw_sheet(r + 1, data, asked, picked, config.dm2)
+        folder.draw_sheet(r + 1, data, unlabelled, picked)
     state.results.append(RoundResult(r, len(labelled), evaluation, epsilon, seconds))
     folder.write_tables(state)
     if last:
@@ -195,6 +200,19 @@ def _line(result: RoundResult) -> str:
         f"{result.round:>5}  {result.labelled:>8}  {e.accuracy:>8.2%}  {e.accuracy_fgsm:>10.2%}  "
         f"{e.loss:>6.3f}  {sum(result.seconds.values()):>7.1f}"
     )
+
+
+def _fresh(
+    config: RunConfig, strategy: Strategy, data: Data, device: torch.device
+) -> tuple[nn.Module, nn.Module | None]:
+    """The network before a training, and what the strategy trains beside it, both the same each round."""
+    model = fresh_model(config, data, device)
+    if strategy.part is None:
+        return model, None
+    samples = ForwardPass(model, data.x[:2], data.normalize, batch_size=2).first_rows()
+    with torch.random.fork_rng([]):
+        torch.manual_seed(config.seed)
+        return model, strategy.part(model, samples, config.options).to(device)
 
 
 def fresh_model(config: RunConfig, data: Data, device: torch.device) -> nn.Module:

@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn, zeros
 
-from dm2_fast.experiment.plugins import is_plugin, load_function, naming, of_the_user
-from dm2_fast.scoring import evaluating, model_device
+from dm2_fast import plugins
+from dm2_fast.model.head import evaluating, model_device
 
 NAMES = ("cnn", "mobilenet", "resnet18", "resnet34", "vgg16")
 
@@ -26,17 +26,16 @@ def build(name: str, channels: int, size: tuple[int, int], classes: int) -> nn.M
     """Build a freshly initialised network for (n, channels, *size) images.
 
     Args:
-        name: One of `NAMES`, or `package.module:function` for a function of the user's, which is called as
-            `function(channels, size, classes)` and returns an `nn.Module` that turns images into (n, classes) logits.
+        name: One of `NAMES`, or `package.module:function` for a function of the user's, which is called with those of
+            channels, size and classes that it names, and returns an `nn.Module` that turns images into (n, classes)
+            logits.
 
     Raises:
         ValueError: name is neither, the images are too small for the network, or the user's function returns
             something else.
     """
-    if is_plugin(name):
-        function = load_function(name)
-        with of_the_user(name, f"when called with {channels}, {size}, {classes}"):
-            model = function(channels, size, classes)
+    if plugins.is_plugin(name):
+        model = plugins.model(name, channels=channels, size=size, classes=classes)
         return _checked(model, name, channels, size, classes)
     if name == "cnn":
         if min(size) < 4:
@@ -51,10 +50,8 @@ def build(name: str, channels: int, size: tuple[int, int], classes: int) -> nn.M
     raise ValueError(f"model must be one of {', '.join(NAMES)} or package.module:function, got {name!r}")
 
 
-def _checked(model: object, name: str, channels: int, size: tuple[int, int], classes: int) -> nn.Module:
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model {name} must return a torch.nn.Module, got {type(model).__name__}")
-    with evaluating(model), naming(name, f"images of shape {(channels, *size)}"):
+def _checked(model: nn.Module, name: str, channels: int, size: tuple[int, int], classes: int) -> nn.Module:
+    with evaluating(model), plugins.naming(name, f"images of shape {(channels, *size)}"):
         logits = model(zeros(2, channels, *size, device=model_device(model)))
     got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if got != (2, classes):

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dm2_fast.experiment.data import Data
-from dm2_fast.experiment.files import replacing
-from dm2_fast.experiment.sheet import draw_images
+from dm2_fast.experiment.data.sets import Data
+from dm2_fast.experiment.folder.files import replacing
+from dm2_fast.experiment.folder.sheet import draw_images
 
 Oracle = Callable[[Tensor, Tensor], Sequence[int] | Tensor]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dm2_fast.experiment import checkpoint
+from dm2_fast.experiment.folder import checkpoint
 from dm2_fast.experiment.training import Evaluation
 from dm2_fast.experiment.twins import Twins
 

@@ -1,6 +1,7 @@
 """Training from scratch and evaluation (Eqs. 1-2, 14), with the recipes of the paper's section 6."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -8,10 +9,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dm2_fast.adversarial import fgsm, pair_loss, to_pixels
-from dm2_fast.experiment.checkpoint import TrainingFile
 from dm2_fast.experiment.config import AdversarialConfig, TrainingConfig
-from dm2_fast.mixing import Normalize, mix
-from dm2_fast.scoring import ForwardPass
+from dm2_fast.experiment.folder.checkpoint import TrainingFile
+from dm2_fast.model.passes import ForwardPass
+from dm2_fast.operations.mix import Normalize, mix
+from dm2_fast.strategy import TrainingPart, TrainingStep
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ def train(
     *,
     adversarial: AdversarialConfig | None = None,
     step_epsilon: float | None = None,
+    part: nn.Module | None = None,
+    unlabelled: Tensor | None = None,
     file: TrainingFile | None = None,
     progress: bool = False,
 ) -> None:
@@ -71,6 +75,8 @@ def train(
         seed: Key of the order, the augmentation and the dropout. The caller's random state comes back untouched.
         adversarial: Weight of the clean loss, and label of the FGSM at every step.
         step_epsilon: Make a fresh twin of every sample at every step, with this epsilon.
+        part: What a strategy trains beside the model (see `dm2_fast.strategy.TrainingPart`), on the model's device.
+        unlabelled: Samples that the part may look at, like labelled.x.
         file: Where the training is kept while it goes on, and taken up again; the result is the same.
         progress: Show a progress bar on a terminal.
     """
@@ -78,11 +84,12 @@ def train(
         raise ValueError(f"config must be a complete recipe, got {config}")
     adversarial = adversarial or AdversarialConfig()
     device = next(model.parameters()).device
+    trained = nn.ModuleList([model] if part is None else [model, part])
     optimizer: torch.optim.Optimizer
     if config.optimizer == "sgd":
-        optimizer = torch.optim.SGD(model.parameters(), config.lr, momentum=0.9, weight_decay=config.weight_decay)
+        optimizer = torch.optim.SGD(trained.parameters(), config.lr, momentum=0.9, weight_decay=config.weight_decay)
     else:
-        optimizer = torch.optim.Adam(model.parameters(), config.lr, weight_decay=config.weight_decay)
+        optimizer = torch.optim.Adam(trained.parameters(), config.lr, weight_decay=config.weight_decay)
     twin = torch.full((len(labelled),), -1)
     twin[labelled.twin_of] = torch.arange(len(labelled.twin_of))
     decay_from = config.epochs * 4 // 5 if config.optimizer == "sgd" else config.epochs
@@ -90,8 +97,16 @@ def train(
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
-        start = 0 if file is None else _take_up(file, model, optimizer, generator)
-        model.train()
+        start = 0 if file is None else _take_up(file, trained, optimizer, generator)
+        trained.train()
+
+        def draw(n: int) -> Tensor:
+            if unlabelled is None or len(unlabelled) == 0:
+                raise ValueError("the strategy's part in training wants unlabelled samples, but none are left")
+            rows = torch.randint(len(unlabelled), (n,), generator=generator)
+            shift = _Shift.draw(n, generator) if config.augment == "flip-crop" else None
+            return _normalized(_augmented(to_pixels(unlabelled[rows]), shift), normalize).to(device)
+
         bar = tqdm(desc="train", total=config.epochs, initial=start, leave=False, disable=None if progress else True)
         for epoch in range(start, config.epochs):
             if epoch == decay_from:
@@ -109,9 +124,14 @@ def train(
                     paired = torch.arange(len(rows))
                     label = y if adversarial.label == "true" else None
                     twins = fgsm(model, pixels, label, step_epsilon, normalize=normalize)
-                logits = model(_normalized(torch.cat([pixels, twins]), normalize).to(device))
+                inputs = _normalized(torch.cat([pixels, twins]), normalize).to(device)
+                logits = model(inputs)
                 clean, attacked = logits[: len(rows)], logits[len(rows) :]
                 loss = pair_loss(clean, attacked, y, paired.to(device), adversarial.clean_weight)
+                if part is not None:
+                    loss = loss + cast(TrainingPart, part).loss(
+                        TrainingStep(epoch, config.epochs, inputs[: len(rows)], y, clean, draw)
+                    )
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -120,7 +140,7 @@ def train(
                 file.save(
                     {
                         "epochs": epoch + 1,
-                        "model": model.state_dict(),
+                        "model": trained.state_dict(),
                         "optimizer": optimizer.state_dict(),
                         "generator": generator.get_state(),
                         "random": torch.get_rng_state(),
@@ -130,17 +150,19 @@ def train(
         bar.close()
 
 
-def _take_up(file: TrainingFile, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> int:
+def _take_up(
+    file: TrainingFile, trained: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator
+) -> int:
     """Put everything back as the file has it and return the epochs that are done; 0 if there is nothing."""
     saved = file.load()
     if saved is None:
         return 0
-    model.load_state_dict(saved["model"])
+    trained.load_state_dict(saved["model"])
     optimizer.load_state_dict(saved["optimizer"])
     generator.set_state(saved["generator"])
     torch.set_rng_state(saved["random"])
     if saved["random_cuda"] is not None:
-        torch.cuda.set_rng_state(saved["random_cuda"], next(model.parameters()).device)
+        torch.cuda.set_rng_state(saved["random_cuda"], next(trained.parameters()).device)
     return int(saved["epochs"])
 
 

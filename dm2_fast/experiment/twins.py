@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from dm2_fast import draws
 from dm2_fast.adversarial import fgsm
-from dm2_fast.experiment.checkpoint import TrainingFile
 from dm2_fast.experiment.config import RunConfig
-from dm2_fast.experiment.data import Data
+from dm2_fast.experiment.data.sets import Data
+from dm2_fast.experiment.folder.checkpoint import TrainingFile
 from dm2_fast.experiment.training import Labelled, evaluate, train
 
 SEARCHED_EPSILONS = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
@@ -57,47 +57,55 @@ class Twins:
 
 
 def train_round(
-    fresh: Callable[[], nn.Module],
+    fresh: Callable[[], tuple[nn.Module, nn.Module | None]],
     chosen: Tensor,
+    unlabelled: Tensor,
     twins: Twins,
     data: Data,
     config: RunConfig,
     round: int,
     file: TrainingFile,
-) -> tuple[nn.Module, float | None]:
-    """Train a fresh model on the chosen rows; return it and the epsilon of its adversarial training, if any.
+) -> tuple[nn.Module, nn.Module | None, float | None]:
+    """Train a fresh model on the chosen rows, with the strategy's part, if it has one.
 
-    The file keeps the training that goes on.
+    Args:
+        fresh: Makes the model and the part.
+        chosen, unlabelled: Rows of the training set.
+        file: Keeps the training that goes on.
+
+    Returns:
+        The model, the part, and the epsilon of its adversarial training, if any.
     """
-    adversarial = config.adversarial if config.strategy == "dm2-at" else None
-    every_step = adversarial is not None and adversarial.when == "step"
+    every_step = config.adversarial.train == "step"
     candidates = _epsilons(config) if every_step else tuple(twins.newest)
 
-    def trained(epsilon: float | None, rows: Tensor | None = None) -> nn.Module:
+    def trained(epsilon: float | None, rows: Tensor | None = None) -> tuple[nn.Module, nn.Module | None]:
         labelled = twins.labelled(chosen, data, None if every_step else epsilon)
-        model = fresh()
+        model, part = fresh()
         train(
             model,
             labelled if rows is None else labelled.subset(rows),
             config.training,
             data.normalize,
             config.seed,
-            adversarial=adversarial,
+            adversarial=config.adversarial,
             step_epsilon=epsilon if every_step else None,
+            part=part,
+            unlabelled=None if part is None else data.x[unlabelled],
             file=file.of(f"round {round}, epsilon {epsilon}, {len(labelled) if rows is None else len(rows)} rows"),
             progress=True,
         )
-        return model
+        return model, part
 
     if not candidates:
-        return trained(None), None
+        return *trained(None), None
     epsilon = candidates[0]
     if len(candidates) > 1:
         epsilon = _search(trained, candidates, chosen, data, config, round)
-    model = trained(epsilon)
+    model, part = trained(epsilon)
     if not every_step:
         twins.settle(epsilon)
-    return model, epsilon
+    return model, part, epsilon
 
 
 def _epsilons(config: RunConfig) -> tuple[float, ...]:
@@ -106,7 +114,7 @@ def _epsilons(config: RunConfig) -> tuple[float, ...]:
 
 
 def _search(
-    trained: Callable[[float, Tensor], nn.Module],
+    trained: Callable[[float, Tensor], tuple[nn.Module, nn.Module | None]],
     candidates: Sequence[float],
     chosen: Tensor,
     data: Data,
@@ -122,7 +130,7 @@ def _search(
     rows = chosen[held_out]
     accuracy = []
     for epsilon in candidates:
-        model = trained(epsilon, rest)
+        model, _ = trained(epsilon, rest)
         x, y = data.x[rows], data.y[rows]
         evaluation = evaluate(model, x, y, data.normalize, config.eval_epsilon, config.eval_batch_size)
         accuracy.append(evaluation.accuracy_fgsm)

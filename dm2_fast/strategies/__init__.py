@@ -1,13 +1,10 @@
-"""Every acquisition strategy by its paper name: `strategies.get("dm2")(round, budget, options)`.
-
-A strategy is one function in one file. It looks at a `Round` and returns a `Picked`: the chosen rows in order, and the
-score of every row where the method scores rows.
-"""
+"""Every acquisition strategy by its paper name: one file each, which ends in its description, `STRATEGY`."""
 
 from collections.abc import Callable
 from typing import Any
 
-from dm2_fast.acquire import Picked
+from dm2_fast import plugins
+from dm2_fast.round import Picked, Round
 from dm2_fast.strategies import (
     alpha_mix,
     badge,
@@ -25,48 +22,13 @@ from dm2_fast.strategies import (
     random,
     uncertain_gcn,
 )
-from dm2_fast.strategies.alpha_mix import AlphaMixConfig
-from dm2_fast.strategies.bald import BALDConfig
-from dm2_fast.strategies.core_gcn import CoreGCNConfig
-from dm2_fast.strategies.entropy_bayesian import EntropyBayesianConfig
-from dm2_fast.strategies.noise_stability import NoiseStabilityConfig
-from dm2_fast.strategies.prob_cover import ProbCoverConfig
-from dm2_fast.strategies.round import Round
-from dm2_fast.strategies.uncertain_gcn import UncertainGCNConfig
+from dm2_fast.strategy import Strategy
 
-__all__ = [
-    "AlphaMixConfig",
-    "BALDConfig",
-    "CoreGCNConfig",
-    "EntropyBayesianConfig",
-    "NoiseStabilityConfig",
-    "ProbCoverConfig",
-    "Round",
-    "Strategy",
-    "UncertainGCNConfig",
-    "get",
-    "names",
-]
-
-Strategy = Callable[[Round, int, Any], Picked]
-
-_STRATEGIES: dict[str, Strategy] = {
-    "random": random.choose,
-    "least-confidence": least_confidence.choose,
-    "entropy": entropy.choose,
-    "margin": margin.choose,
-    "bald": bald.choose,
-    "entropy-bayesian": entropy_bayesian.choose,
-    "coreset": coreset.choose,
-    "uncertain-gcn": uncertain_gcn.choose,
-    "core-gcn": core_gcn.choose,
-    "badge": badge.choose,
-    "prob-cover": prob_cover.choose,
-    "alpha-mix": alpha_mix.choose,
-    "noise-stability": noise_stability.choose,
-    "dm2": dm2.choose,
-    "dm2-at": dm2_at.choose,
-}
+_MODULES = (
+    random, least_confidence, entropy, margin, bald, entropy_bayesian, coreset, uncertain_gcn, core_gcn, badge,
+    prob_cover, alpha_mix, noise_stability, dm2, dm2_at,
+)  # fmt: skip
+_STRATEGIES: dict[str, Strategy] = {module.STRATEGY.name: module.STRATEGY for module in _MODULES}
 
 
 def names() -> tuple[str, ...]:
@@ -74,12 +36,30 @@ def names() -> tuple[str, ...]:
     return tuple(_STRATEGIES)
 
 
-def get(name: str) -> Strategy:
-    """Return the strategy with this name.
+def get(strategy: str | Strategy | Callable[[Round, int, Any], Picked]) -> Strategy:
+    """The strategy of this name, `package.module:function`, or function; a `Strategy` is returned as it is.
 
     Raises:
         ValueError: there is none.
     """
-    if name not in _STRATEGIES:
-        raise ValueError(f"strategy must be one of {', '.join(names())}, got {name!r}")
-    return _STRATEGIES[name]
+    if isinstance(strategy, Strategy):
+        return strategy
+    if callable(strategy):
+        return Strategy(getattr(strategy, "__name__", type(strategy).__name__), strategy)
+    if not isinstance(strategy, str):
+        raise TypeError(
+            f"strategy must be a name or a function, got a {type(strategy).__name__} (options go to options=)"
+        )
+    if plugins.is_plugin(strategy):
+        return plugins.strategy(strategy)
+    if strategy not in _STRATEGIES:
+        raise ValueError(f"strategy must be one of {', '.join(names())} or package.module:function, got {strategy!r}")
+    return _STRATEGIES[strategy]
+
+
+def group(strategy: Strategy) -> str | None:
+    """The name under which a configuration holds the options of a strategy: that of the first one that has them."""
+    if strategy.options is None:
+        return None
+    first = next((one for one in _STRATEGIES.values() if one.options is strategy.options), strategy)
+    return first.name.replace("-", "_")

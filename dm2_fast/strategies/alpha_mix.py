@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dm2_fast import draws
-from dm2_fast.acquire import Picked, check_budget, stage
-from dm2_fast.scoring import model_device
-from dm2_fast.strategies.round import Round
+from dm2_fast.round import Picked, Round
+from dm2_fast.strategy import FEATURES, LABELLED, Strategy
 
 _BLOCK = 1 << 20  # elements of the features that are in float64 at once
 
@@ -36,7 +35,7 @@ class AlphaMixConfig:
             raise ValueError(f"iterations must be at least 1, got {self.iterations}")
 
 
-def choose(round: Round, budget: int, options: AlphaMixConfig | None = None) -> Picked:
+def choose(round: Round, budget: int, options: AlphaMixConfig) -> Picked:
     """Choose, among the rows that mixing with an anchor can flip, the one nearest to each of budget k-means centres.
 
     An anchor is the mean feature vector of a class's labelled samples. The candidates are the rows that flip (see
@@ -49,15 +48,12 @@ def choose(round: Round, budget: int, options: AlphaMixConfig | None = None) -> 
     Raises:
         ValueError: there is no labelled set, or the head is not linear.
     """
-    options = options or AlphaMixConfig()
-    check_budget(budget, len(round))
     if not isinstance(round.head, nn.Linear):
         raise ValueError(f"head must be a linear layer for alpha-mix, got {type(round.head).__name__}")
     if round.labels is None:
         raise ValueError("labels must hold the classes of the labelled set for this strategy, got none")
     features, logits, labelled = round.features, round.logits, round.labelled_features
-    seconds: dict[str, float] = {}
-    with stage(seconds, "choose", model_device(round.forward.model)):
+    with round.stage("choose"):
         centres = anchors(labelled, round.labels, logits.shape[1])
         caps = flipping_caps(features, logits, round.head.weight, centres)
         candidates = _candidates(caps.cpu(), budget, options.cap_step)
@@ -68,7 +64,7 @@ def choose(round: Round, budget: int, options: AlphaMixConfig | None = None) -> 
         order[candidates] -= 1
         order[picks] = torch.inf
         fill = order.argsort(stable=True)[: budget - len(picks)]
-    return Picked(torch.cat([picks, fill]).to(features.device), None, seconds=seconds)
+    return Picked(torch.cat([picks, fill]).to(features.device), None)
 
 
 def anchors(labelled: Tensor, labels: Tensor, classes: int) -> Tensor:
@@ -147,3 +143,6 @@ def _nearest_to_centres(features: Tensor, sample: Tensor, budget: int, iteration
     distances = np.square(x, out=x).sum(1)
     order = np.lexsort((distances, means.labels_))
     return torch.from_numpy(order[np.unique(means.labels_[order], return_index=True)[1]])
+
+
+STRATEGY = Strategy("alpha-mix", choose, AlphaMixConfig, passes=(FEATURES, LABELLED))

@@ -7,30 +7,29 @@ with q.q' = (|q|^2 + |q'|^2 - |u|^2) / 2. Unlike |q|^2 |h|^2 + |q'|^2 |h'|^2 - 2
 where two rows are alike, since |u|^2 and |v|^2 are sums of squared differences; equal rows are at exactly 0.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from dm2_fast import draws
-from dm2_fast.acquire import Picked, check_budget, stage
-from dm2_fast.scoring import model_device
-from dm2_fast.strategies.k_center import lower_to_nearest, nearest_squared
-from dm2_fast.strategies.round import Round
+from dm2_fast.operations.nearest import lower_to_nearest, nearest_squared
+from dm2_fast.round import Picked, Round
+from dm2_fast.strategy import FEATURES, Strategy
 
 
-def choose(round: Round, budget: int, options: None = None) -> Picked:
+def choose(round: Round, budget: int, options: None) -> Picked:
     """Choose budget rows: first the longest gradient, then each with probability proportional to its squared distance.
 
     The distance is that to the nearest chosen gradient. Labelled samples are not centres. Once every gradient that is
     left equals a chosen one, rows are drawn uniformly from those not yet chosen. It has no options; rows have no score
     of their own.
     """
-    check_budget(budget, len(round))
     features, logits = round.features, round.logits
-    seconds: dict[str, float] = {}
-    with stage(seconds, "choose", model_device(round.forward.model)):
+    with round.stage("choose"):
         uniforms = draws.uniform(round.seed, round.round, np.arange(budget), "seeding").tolist()
-        gradients = Gradients(features, logits, round.forward.num_threads)
+        gradients = Gradients(features, logits, **round.forward.compute)
         weights = gradients.squared_norms
         free = torch.ones(len(round), dtype=torch.bool, device=weights.device)
         picks: list[int] = []
@@ -39,7 +38,7 @@ def choose(round: Round, budget: int, options: None = None) -> Picked:
             weights = gradients.nearer(weights if picks else torch.full_like(weights, torch.inf), row)
             free[row] = False
             picks.append(row)
-    return Picked(torch.tensor(picks, device=features.device), None, seconds=seconds)
+    return Picked(torch.tensor(picks, device=features.device), None)
 
 
 def draw(weights: Tensor, free: Tensor, u: float) -> int:
@@ -53,12 +52,12 @@ def draw(weights: Tensor, free: Tensor, u: float) -> int:
 class Gradients:
     """The gradients of a pool, as the factors q (m, C) in float64 and h (m, d)."""
 
-    def __init__(self, features: Tensor, logits: Tensor, num_threads: int | None = None) -> None:
+    def __init__(self, features: Tensor, logits: Tensor, **compute: Any) -> None:
         self.h = features if features.dtype == torch.float64 else features.float()
         self.q = logits.double().softmax(1)
         self.q[torch.arange(len(logits), device=logits.device), logits.argmax(1)] -= 1
-        self.num_threads = num_threads
-        self.q_squared = nearest_squared(self.q, torch.zeros_like(self.q[:1]), num_threads)
+        self.compute = compute  # backend and num_threads
+        self.q_squared = nearest_squared(self.q, torch.zeros_like(self.q[:1]), **compute)
         self.h_squared = torch.cat([part.double().square().sum(1) for part in torch.split(self.h, 1024)])
         self.h_norm = self.h_squared.sqrt()
 
@@ -69,7 +68,7 @@ class Gradients:
 
     def nearer(self, squared: Tensor, row: int) -> Tensor:
         """The smaller of squared (m,) and the squared distance of each gradient to that of a row, which gets 0."""
-        u = nearest_squared(self.q, self.q[row : row + 1], self.num_threads)
+        u = nearest_squared(self.q, self.q[row : row + 1], **self.compute)
         slope = (self.q_squared + self.q_squared[row] - u) / 2
         constant = u * (self.h_squared + self.h_squared[row]) / 2
         constant += (self.q_squared - self.q_squared[row]) * (self.h_squared - self.h_squared[row]) / 2
@@ -80,7 +79,10 @@ class Gradients:
         falls = (slope <= 0) & (slope * (self.h_norm + self.h_norm[row]).square() < room)
         limit = torch.where(slope > 0, room / slope * (1 + 1e-6), torch.where(falls, torch.inf, 0)).to(self.h.dtype)
         v = limit.clone()
-        lower_to_nearest(self.h, self.h[row : row + 1], v, self.num_threads)
+        lower_to_nearest(self.h, self.h[row : row + 1], v, **self.compute)
         nearer = torch.where(limit > 0, constant + slope * v.double(), squared).clamp(min=0).minimum(squared)
         nearer[row] = 0
         return nearer
+
+
+STRATEGY = Strategy("badge", choose, passes=(FEATURES,))

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from dm2_fast.acquire import Picked, check_budget, highest, stage
-from dm2_fast.scoring import model_device
-from dm2_fast.strategies.round import Round
+from dm2_fast.round import Picked, Round, highest
+from dm2_fast.strategy import DROPOUT, FEATURES, Strategy
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class BALDConfig:
             raise ValueError(f"passes must be at least 1, got {self.passes}")
 
 
-def choose(round: Round, budget: int, options: BALDConfig | None = None) -> Picked:
+def choose(round: Round, budget: int, options: BALDConfig) -> Picked:
     """Choose the budget rows with the largest mutual information of prediction and network.
 
     Specifically, with p[t] the softmax of pass t, the score is `entropy(p.mean(0)) - entropy(p).mean(0)`.
@@ -32,10 +31,11 @@ def choose(round: Round, budget: int, options: BALDConfig | None = None) -> Pick
     Raises:
         ValueError: the model runs no dropout layer.
     """
-    check_budget(budget, len(round))
-    mean, entropy = round.dropout((options or BALDConfig()).passes)
-    seconds: dict[str, float] = {}
-    with stage(seconds, "choose", model_device(round.forward.model)):
+    mean, entropy = round.dropout(options.passes)
+    with round.stage("choose"):
         scores = torch.special.entr(mean).sum(1) - entropy
         indices = highest(scores, budget)
-    return Picked(indices, scores, seconds=seconds)
+    return Picked(indices, scores)
+
+
+STRATEGY = Strategy("bald", choose, BALDConfig, passes=(FEATURES, DROPOUT))

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from dm2_fast.acquire import Picked, check_budget, stage
-from dm2_fast.scoring import model_device
+from dm2_fast.operations.nearest import nearest_squared
+from dm2_fast.round import Picked, Round
 from dm2_fast.strategies.graph_network import label_scores
-from dm2_fast.strategies.k_center import k_center_greedy, nearest_squared
-from dm2_fast.strategies.round import Round
+from dm2_fast.strategies.k_center import k_center_greedy
+from dm2_fast.strategy import FEATURES, LABELLED, Strategy
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,15 @@ class CoreGCNConfig:
             raise ValueError(f"lam must be positive and finite, got {self.lam}")
 
 
-def choose(round: Round, budget: int, options: CoreGCNConfig | None = None) -> Picked:
+def choose(round: Round, budget: int, options: CoreGCNConfig) -> Picked:
     """Choose budget rows, each the farthest, by hidden features, from all labelled or chosen; no score of their own."""
-    options = options or CoreGCNConfig()
-    check_budget(budget, len(round))
     features, labelled = round.features, round.labelled_features
-    threads = round.forward.num_threads
-    seconds: dict[str, float] = {}
-    with stage(seconds, "choose", model_device(round.forward.model)):
-        _, hidden = label_scores(features, labelled, options.lam, round.seed, round.round, threads)
+    compute = round.forward.compute
+    with round.stage("choose"):
+        _, hidden = label_scores(features, labelled, options.lam, round.seed, round.round, compute["num_threads"])
         pool, centres = hidden[: len(round)], hidden[len(round) :]
-        indices = k_center_greedy(pool, budget, nearest_squared(pool, centres, threads), threads)
-    return Picked(indices, None, seconds=seconds)
+        indices = k_center_greedy(pool, budget, nearest_squared(pool, centres, **compute), **compute)
+    return Picked(indices, None)
+
+
+STRATEGY = Strategy("core-gcn", choose, CoreGCNConfig, passes=(FEATURES, LABELLED))

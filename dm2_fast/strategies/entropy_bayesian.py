@@ -5,9 +5,8 @@ from typing import Literal, get_args
 
 import torch
 
-from dm2_fast.acquire import Picked, check_budget, highest, stage
-from dm2_fast.scoring import model_device
-from dm2_fast.strategies.round import Round
+from dm2_fast.round import Picked, Round, highest
+from dm2_fast.strategy import DROPOUT, FEATURES, Strategy
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class EntropyBayesianConfig:
             raise ValueError(f"reading must be one of {', '.join(readings)}, got {self.reading!r}")
 
 
-def choose(round: Round, budget: int, options: EntropyBayesianConfig | None = None) -> Picked:
+def choose(round: Round, budget: int, options: EntropyBayesianConfig) -> Picked:
     """Choose the budget rows with the highest entropy under dropout.
 
     Specifically, with p[t] the softmax of pass t, the score is `entropy(p.mean(0))` (predictive) or
@@ -41,11 +40,11 @@ def choose(round: Round, budget: int, options: EntropyBayesianConfig | None = No
     Raises:
         ValueError: the model runs no dropout layer.
     """
-    options = options or EntropyBayesianConfig()
-    check_budget(budget, len(round))
     mean, entropy = round.dropout(options.passes)
-    seconds: dict[str, float] = {}
-    with stage(seconds, "choose", model_device(round.forward.model)):
+    with round.stage("choose"):
         scores = torch.special.entr(mean).sum(1) if options.reading == "predictive" else entropy
         indices = highest(scores, budget)
-    return Picked(indices, scores, seconds=seconds)
+    return Picked(indices, scores)
+
+
+STRATEGY = Strategy("entropy-bayesian", choose, EntropyBayesianConfig, passes=(FEATURES, DROPOUT))

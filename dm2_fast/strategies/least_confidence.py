@@ -1,9 +1,12 @@
 """Least Confidence: the samples with the lowest maximum softmax value (Lewis and Gale 1994)."""
 
-from dm2_fast.acquire import Picked
-from dm2_fast.strategies.round import Round
+from dm2_fast.round import Picked, Round
+from dm2_fast.strategy import LOGITS, Strategy
 
 
-def choose(round: Round, budget: int, options: None = None) -> Picked:
+def choose(round: Round, budget: int, options: None) -> Picked:
     """Choose budget rows of the pool; it has no options."""
     return round.most_uncertain(budget, "least-confidence")
+
+
+STRATEGY = Strategy("least-confidence", choose, passes=(LOGITS,))

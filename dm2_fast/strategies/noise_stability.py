@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from dm2_fast import draws
-from dm2_fast.acquire import Picked, check_budget, stage
-from dm2_fast.scoring import ForwardPass, model_device
+from dm2_fast.model.passes import ForwardPass
+from dm2_fast.round import Picked, Round
 from dm2_fast.strategies.k_center import k_center_greedy
-from dm2_fast.strategies.round import Round
+from dm2_fast.strategy import Pass, Strategy
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class NoiseStabilityConfig:
             raise ValueError(f"noise must be one of {', '.join(kinds)}, got {self.noise!r}")
 
 
-def choose(round: Round, budget: int, options: NoiseStabilityConfig | None = None) -> Picked:
+def choose(round: Round, budget: int, options: NoiseStabilityConfig) -> Picked:
     """Choose the row whose deviation is farthest from zero and from those of the rows chosen before, budget times.
 
     Noise per module is the default, as in the authors' code: it follows the scale of each layer, which a ReLU network
@@ -51,13 +51,10 @@ def choose(round: Round, budget: int, options: NoiseStabilityConfig | None = Non
     Raises:
         ValueError: no parameter can have noise.
     """
-    options = options or NoiseStabilityConfig()
-    check_budget(budget, len(round))
     x = noise(round, options)
-    seconds: dict[str, float] = {}
-    with stage(seconds, "choose", model_device(round.forward.model)):
-        indices = k_center_greedy(x, budget, x.square().sum(1), round.forward.num_threads)
-    return Picked(indices, None, seconds=seconds)
+    with round.stage("choose"):
+        indices = k_center_greedy(x, budget, x.square().sum(1), **round.forward.compute)
+    return Picked(indices, None)
 
 
 def noise(round: Round, options: NoiseStabilityConfig) -> Tensor:
@@ -127,3 +124,7 @@ def _no_tf32() -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+NOISE = Pass("noise", noise)
+STRATEGY = Strategy("noise-stability", choose, NoiseStabilityConfig, passes=(NOISE,))

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dm2_fast import draws
-from dm2_fast.acquire import Picked, check_budget, stage
-from dm2_fast.distance import knn
-from dm2_fast.scoring import model_device
-from dm2_fast.strategies.k_center import k_center_greedy, lower_to_nearest, nearest_squared
-from dm2_fast.strategies.round import Round
+from dm2_fast.operations.knn import knn
+from dm2_fast.operations.nearest import lower_to_nearest, nearest_squared
+from dm2_fast.round import Picked, Round
+from dm2_fast.strategies.k_center import k_center_greedy
+from dm2_fast.strategy import FEATURES, LABELLED, Strategy
 
 MOST_EDGES = 2 * 10**8  # of both directions, which bounds the memory
 _BLOCK = 2**24  # pairs looked at together
@@ -42,7 +42,7 @@ class ProbCoverConfig:
             raise ValueError(f"purity must be in (0, 1], got {self.purity}")
 
 
-def choose(round: Round, budget: int, options: ProbCoverConfig | None = None) -> Picked:
+def choose(round: Round, budget: int, options: ProbCoverConfig) -> Picked:
     """Choose budget rows, each the one whose ball holds the most samples that no ball holds yet, ties to the lower row.
 
     A ball holds the samples at a distance strictly below the radius, its centre among them. Features are divided by
@@ -53,32 +53,30 @@ def choose(round: Round, budget: int, options: ProbCoverConfig | None = None) ->
     Raises:
         ValueError: so many pairs are within the radius that their graph would need more than `MOST_EDGES` entries.
     """
-    options = options or ProbCoverConfig()
-    check_budget(budget, len(round))
     features, labelled, classes = round.features, round.labelled_features, round.logits.shape[1]
-    threads = round.forward.num_threads
-    seconds: dict[str, float] = {}
-    device = model_device(round.forward.model)
-    with stage(seconds, "radius", device):
+    compute = round.forward.compute
+    if compute["backend"] == "triton":
+        compute["backend"] = "auto"  # all of this is on the CPU, on whatever device the model is
+    with round.stage("radius"):
         x, centres = (F.normalize(f.detach().cpu().float()) for f in (features, labelled))
         radius = options.radius
         if radius == "purity":
             key = draws.uniform(round.seed, round.round, np.zeros(1, np.int64), "clusters")
-            radius = pure_radius(torch.cat([x, centres]), classes, options.purity, int(key[0] * 2**32), threads)
-    with stage(seconds, "edges", device):
+            radius = pure_radius(torch.cat([x, centres]), classes, options.purity, int(key[0] * 2**32), **compute)
+    with round.stage("edges"):
         covered = torch.full((len(x),), radius**2, dtype=torch.float64)
-        lower_to_nearest(x.double(), centres.double(), covered, threads)
+        lower_to_nearest(x.double(), centres.double(), covered, **compute)
         graph = Graph(x, radius)
-    with stage(seconds, "choose", device):
+    with round.stage("choose"):
         picks = graph.cover((covered < radius**2).numpy(), budget)
         if len(picks) < budget:
-            distances = nearest_squared(x, torch.cat([centres, x[picks]]), threads)
+            distances = nearest_squared(x, torch.cat([centres, x[picks]]), **compute)
             distances[picks] = -1
-            picks += k_center_greedy(x, budget - len(picks), distances, threads).tolist()
-    return Picked(torch.tensor(picks, device=features.device), None, seconds=seconds)
+            picks += k_center_greedy(x, budget - len(picks), distances, **compute).tolist()
+    return Picked(torch.tensor(picks, device=features.device), None)
 
 
-def pure_radius(x: Tensor, clusters: int, purity: float, seed: int, num_threads: int | None = None) -> float:
+def pure_radius(x: Tensor, clusters: int, purity: float, seed: int, **compute: Any) -> float:
     """The largest radius at which the part `purity` of the balls around x (unit rows) hold one cluster only.
 
     A ball is pure while the nearest row of another cluster is not inside: the radius is a quantile of the distances to
@@ -95,7 +93,7 @@ def pure_radius(x: Tensor, clusters: int, purity: float, seed: int, num_threads:
     for label in range(distinct):
         mine = torch.from_numpy(labels == label)
         if mine.any() and not mine.all():
-            other[mine] = knn(x[~mine], 1, "l2", queries=x[mine], num_threads=num_threads)[0][:, 0] * x.shape[1]
+            other[mine] = knn(x[~mine], 1, "l2", queries=x[mine], **compute)[0][:, 0] * x.shape[1]
     pure = int(np.ceil(purity * len(x) - 1e-9))
     return float(other.sort(descending=True).values[pure - 1]) * (1 - 1e-6)
 
@@ -167,3 +165,6 @@ def near_pairs(x: Tensor, radius: float) -> Iterator[tuple[int, NDArray[Any], ND
             keep[part] = exact < radius**2
         last = min(start + step, m) - 1
         yield last, (start + i[keep]).numpy(), (start + j[keep]).numpy()
+
+
+STRATEGY = Strategy("prob-cover", choose, ProbCoverConfig, passes=(FEATURES, LABELLED))

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-from dm2_fast.acquire import Picked, check_budget, highest, stage
-from dm2_fast.scoring import model_device
+from dm2_fast.round import Picked, Round, highest
 from dm2_fast.strategies.graph_network import label_scores
-from dm2_fast.strategies.round import Round
+from dm2_fast.strategy import FEATURES, LABELLED, Strategy
 
 
 @dataclass(frozen=True)
@@ -27,14 +26,14 @@ class UncertainGCNConfig:
             raise ValueError(f"margin must be in [0, 1], got {self.margin}")
 
 
-def choose(round: Round, budget: int, options: UncertainGCNConfig | None = None) -> Picked:
+def choose(round: Round, budget: int, options: UncertainGCNConfig) -> Picked:
     """Choose the rows with the highest scores `-abs(s - margin)`, s from `label_scores`, ties to the lower row."""
-    options = options or UncertainGCNConfig()
-    check_budget(budget, len(round))
     features, labelled = round.features, round.labelled_features
-    seconds: dict[str, float] = {}
-    with stage(seconds, "choose", model_device(round.forward.model)):
+    with round.stage("choose"):
         s, _ = label_scores(features, labelled, options.lam, round.seed, round.round, round.forward.num_threads)
         scores = -(s[: len(round)] - options.margin).abs()
         indices = highest(scores, budget)
-    return Picked(indices, scores, seconds=seconds)
+    return Picked(indices, scores)
+
+
+STRATEGY = Strategy("uncertain-gcn", choose, UncertainGCNConfig, passes=(FEATURES, LABELLED))

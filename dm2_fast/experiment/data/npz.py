@@ -1,0 +1,154 @@
+"""A data set of one's own: an .npz file of the arrays x, y, x_test and y_test."""
+
+import hashlib
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dm2_fast.operations.mix import Normalize
+
+_ARRAYS = ("x", "y", "x_test", "y_test")
+_ROWS = 1024  # per block
+
+Parts = tuple[NDArray[Any], NDArray[np.int64], NDArray[Any], NDArray[np.int64], tuple[str, ...], Normalize]
+
+
+def is_npz(name: str) -> bool:
+    """Whether a data set's name means a file of the user's and not one of ours."""
+    return name.endswith(".npz")
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of the file's content, in hexadecimal.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"dataset must be a file, got none at {path.absolute()}")
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read(path: Path) -> Parts:
+    """Read and check a data set.
+
+    The file holds x and x_test, images (n, H, W), (n, C, H, W) or (n, H, W, C), uint8 or floating point in [0, 1]; y
+    and y_test, their classes (n,), integers from 0 on; layout, "nchw" or "nhwc", unless the images are (n, H, W); and
+    it may hold classes, the names of the classes. Nothing in it is executed.
+
+    Returns:
+        x, y, x_test, y_test, names of the classes, and (mean, std) per channel of the training pixels; images as
+        (n, H, W) or (n, H, W, C), uint8 or float32.
+
+    Raises:
+        ValueError: the file is something else; the message says what.
+    """
+    try:
+        return _checked(_arrays(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("it holds one array without a name")
+            return {name: archive[name] for name in archive.files}
+    except (EOFError, zipfile.BadZipFile, zlib.error, ValueError) as error:
+        raise ValueError(f"must be written by np.savez, without Python objects ({error})") from error
+
+
+def _checked(arrays: dict[str, NDArray[Any]]) -> Parts:
+    missing = [name for name in _ARRAYS if name not in arrays]
+    if missing:
+        raise ValueError(f"must hold the arrays {', '.join(_ARRAYS)}, got no {', '.join(missing)}")
+    unknown = [name for name in arrays if name not in (*_ARRAYS, "layout", "classes")]
+    if unknown:
+        raise ValueError(f"must hold {', '.join(_ARRAYS)}, layout and classes only, got {unknown[0]!r} too")
+    x, x_test = (_images(name, arrays[name], arrays.get("layout")) for name in ("x", "x_test"))
+    if x_test.shape[1:] != x.shape[1:] or x_test.dtype != x.dtype:
+        raise ValueError(
+            f"x_test must hold images like those of x, {x.dtype} of shape {x.shape[1:]}, "
+            f"got {x_test.dtype} of shape {x_test.shape[1:]}"
+        )
+    y, y_test = _labels("y", arrays["y"], len(x)), _labels("y_test", arrays["y_test"], len(x_test))
+    names = _names(arrays.get("classes"), y)
+    for name, labels in (("y", y), ("y_test", y_test)):
+        outside = np.flatnonzero((labels < 0) | (labels >= len(names)))
+        if len(outside):
+            row = outside[0]
+            raise ValueError(f"{name} must be in [0, {len(names) - 1}], got {labels[row]} in row {row}")
+    return x, y, x_test, y_test, names, _statistics(x)
+
+
+def _images(name: str, x: NDArray[Any], layout: NDArray[Any] | None) -> NDArray[Any]:
+    if x.ndim not in (3, 4) or 0 in x.shape:
+        raise ValueError(f"{name} must be (n, H, W), (n, C, H, W) or (n, H, W, C) and not empty, got shape {x.shape}")
+    if x.dtype != np.uint8:
+        if x.dtype.kind != "f":
+            raise ValueError(f"{name} must be uint8, or floating point in [0, 1], got {x.dtype}")
+        for start in range(0, len(x), _ROWS):
+            block = x[start : start + _ROWS]
+            outside = np.argwhere(~((block >= 0) & (block <= 1)))
+            if len(outside):
+                value, row = block[tuple(outside[0])], start + outside[0][0]
+                raise ValueError(f"{name} must be in [0, 1], being floating point, got {value} in row {row}")
+        x = x.astype(np.float32, copy=False)
+    if x.ndim == 3:
+        return x
+    stated = "nothing" if layout is None else layout.tolist()
+    if stated not in ("nchw", "nhwc"):
+        raise ValueError(f"layout must be 'nchw' or 'nhwc' for {name} of shape {x.shape}, got {stated}")
+    return np.moveaxis(x, 1, -1) if stated == "nchw" else x
+
+
+def _labels(name: str, y: NDArray[Any], n: int) -> NDArray[np.int64]:
+    if y.dtype.kind not in "iu":
+        raise ValueError(f"{name} must be integers, got {y.dtype}")
+    if y.shape != (n,):
+        raise ValueError(f"{name} must have shape ({n},), one class for each image, got {y.shape}")
+    return y.astype(np.int64)
+
+
+def _names(classes: NDArray[Any] | None, y: NDArray[np.int64]) -> tuple[str, ...]:
+    if classes is None:
+        distinct = np.unique(y)
+        gap = np.flatnonzero(distinct != np.arange(len(distinct)))
+        if len(gap) or len(distinct) < 2:
+            got = f"{distinct[gap[0]]} for {gap[0]}" if len(gap) else f"{len(distinct)} class"
+            raise ValueError(
+                f"y must be the classes 0, 1, 2 and so on without a gap, unless an array classes names them, got {got}"
+            )
+        return tuple(str(label) for label in distinct)
+    if classes.ndim != 1 or classes.dtype.kind != "U" or len(classes) < 2:
+        raise ValueError(f"classes must be at least two names, got {classes.dtype} of shape {classes.shape}")
+    return tuple(classes.tolist())
+
+
+def _statistics(x: NDArray[Any]) -> Normalize:
+    """(mean, std) per channel, in units of the [0, 1] range."""
+    x = x[..., None] if x.ndim == 3 else x
+    constant = np.flatnonzero(x.min((0, 1, 2)) == x.max((0, 1, 2)))
+    if len(constant):
+        raise ValueError(f"x must vary in every channel, got one value throughout channel {constant[0]}")
+    scale = 255 if x.dtype == np.uint8 else 1
+
+    def mean_of(term: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> NDArray[np.float64]:
+        starts = range(0, len(x), _ROWS)
+        total = sum(term(x[i : i + _ROWS].astype(np.float64) / scale).sum((0, 1, 2)) for i in starts)
+        return np.asarray(total / np.prod(x.shape[:3]))
+
+    mean = mean_of(lambda pixels: pixels)
+    std = np.sqrt(mean_of(lambda pixels: (pixels - mean) ** 2))
+    return tuple(mean.tolist()), tuple(std.tolist())

@@ -1,0 +1,136 @@
+"""The folder that a run leaves behind: config.yaml, rounds.csv, selected.csv, curve.png and a contact sheet a round."""
+
+import csv
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from dm2_fast.experiment.config import RunConfig, identity, to_dict
+from dm2_fast.experiment.data.sets import Data
+from dm2_fast.experiment.folder.files import remove_partial, replacing
+from dm2_fast.experiment.folder.sheet import draw_chosen
+from dm2_fast.experiment.state import RoundResult, State
+from dm2_fast.round import Picked
+
+ROUND_COLUMNS = ("round", "labelled", "accuracy", "accuracy_fgsm", "loss", "epsilon")
+SELECTED_COLUMNS = ("round", "order", "row", "score", "label")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run."""
+
+    path: Path
+
+    @classmethod
+    @contextmanager
+    def open(cls, config: RunConfig) -> Iterator["RunFolder"]:
+        """Make the folder, or enter that of an earlier run of the same configuration, and keep others out meanwhile.
+
+        Raises:
+            FileExistsError: the folder holds something else, or another process works in it.
+        """
+        if config.output is None:
+            raise ValueError("config must be resolved, got output=None")
+        path, file = config.output, config.output / "config.yaml"
+        if path.exists() and not file.exists() and (not path.is_dir() or any(_visible(path))):
+            raise FileExistsError(f"output must be new, empty or the folder of a run, got {path}")
+        path.mkdir(parents=True, exist_ok=True)
+        directory = os.open(path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
+            except BlockingIOError as error:
+                raise FileExistsError(f"another process is using {path}") from error
+            if file.exists():
+                _check_same(path, yaml.safe_load(file.read_text()), to_dict(config))
+            else:
+                # Without its own place: repeated with other options, the run shall not land in this folder.
+                with replacing(file) as partial:
+                    partial.write_text(yaml.safe_dump({**to_dict(config), "output": None}, sort_keys=False))
+            for folder in (path, path / "checkpoints"):
+                remove_partial(folder)
+            yield cls(path)
+        finally:
+            os.close(directory)
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The file of the last trained weights."""
+        return self.path / "model.pt"
+
+    def write_tables(self, state: State) -> None:
+        """Write rounds.csv and selected.csv anew."""
+        stages = list(dict.fromkeys(stage for result in state.results for stage in result.seconds))
+        columns = (*ROUND_COLUMNS, *(f"seconds_{stage}" for stage in stages))
+        self._write("rounds.csv", [columns, *(_round_line(result, stages) for result in state.results)])
+        lines: list[Sequence[Any]] = [SELECTED_COLUMNS]
+        for r, (rows, labels) in enumerate(zip(state.chosen, state.labels, strict=False)):
+            scores = state.scores[r]
+            written = [""] * len(rows) if scores is None else [f"{score:.9g}" for score in scores.tolist()]
+            lines += zip([r] * len(rows), range(len(rows)), rows.tolist(), written, labels.tolist(), strict=True)
+        self._write("selected.csv", lines)
+
+    def _write(self, name: str, lines: Sequence[Sequence[Any]]) -> None:
+        with replacing(self.path / name) as partial, partial.open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(lines)
+
+    def draw_curve(self, results: Sequence[RoundResult], title: str) -> None:
+        """Draw accuracy against labels as curve.png."""
+        labelled = [result.labelled for result in results]
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot(labelled, [100 * r.evaluation.accuracy for r in results], "o-", color="#1b6ca8", label="clean")
+        fgsm = [100 * r.evaluation.accuracy_fgsm for r in results]
+        axes.plot(labelled, fgsm, "s--", color="#d1495b", label="under FGSM")
+        axes.set(xlabel="labelled samples", ylabel="test accuracy (%)", title=title)
+        axes.title.set_fontsize(9)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+        with replacing(self.path / "curve.png") as partial:
+            figure.savefig(partial, dpi=120, format="png")
+
+    def draw_sheet(self, round: int, data: Data, rows: Tensor, picked: Picked) -> None:
+        """Draw the first samples chosen from these rows as round_NN.png, each beside what it was mixed with."""
+
+        def names(places: Tensor) -> list[str]:
+            labels = data.y[rows[places]].tolist()
+            return [data.classes[label] if label >= 0 else "" for label in labels]  # -1: nobody knows it
+
+        draw_chosen(self.path / f"round_{round:02d}.png", data.x[rows], picked, names, f"round {round}")
+
+
+def _visible(path: Path) -> list[Path]:
+    return [file for file in path.iterdir() if not file.name.startswith(".")]
+
+
+def _check_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    before, now = identity(before), identity(now)
+    different = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    if different:
+        raise FileExistsError(
+            f"output must be a folder of the same configuration, got {path}, which differs in "
+            + "; ".join(f"{name} ({before.get(name)} there, {now.get(name)} here)" for name in different)
+        )
+
+
+def _round_line(result: RoundResult, stages: Sequence[str]) -> Sequence[Any]:
+    e = result.evaluation
+    seconds = (f"{result.seconds[stage]:.3f}" if stage in result.seconds else "" for stage in stages)
+    epsilon = "" if result.epsilon is None else f"{result.epsilon:.6f}"
+    accuracies = (f"{e.accuracy:.6f}", f"{e.accuracy_fgsm:.6f}", f"{e.loss:.6f}")
+    return (result.round, result.labelled, *accuracies, epsilon, *seconds)

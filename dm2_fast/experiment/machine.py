@@ -1,0 +1,71 @@
+"""Where a run computes, with how many threads, and what its timings depend on."""
+
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from dm2_fast import _C
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of this name; auto is a GPU if there is one.
+
+    Raises:
+        ValueError: there is none, or it cannot be used.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device must be auto, cpu or a usable GPU, got {name!r}") from error
+    return device
+
+
+@contextmanager
+def reproducible(threads: int | None) -> Iterator[None]:
+    """Compute with this many CPU threads (None: as many as before) and with deterministic convolutions."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads or before)
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def machine(device: torch.device) -> list[str]:
+    """What timings depend on: the processor, the threads, the versions and the commit."""
+    model = next(
+        (line.partition(":")[2].strip() for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")),
+        platform.processor() or platform.machine(),
+    )
+    gpu = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
+    here = Path(__file__).parent
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
+    installed = [f"{name} {version}" for name, version in versions()]
+    return [
+        f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}, instruction set {_C.isa()}",
+        ", ".join([*installed, f"commit {commit.stdout.strip() or 'unknown'}"]),
+    ]
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def versions() -> Iterator[tuple[str, str]]:
+    """What is installed: (package, version)."""
+    yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    for package in ("dm2_fast", "torch", "torchvision", "triton", "numpy"):
+        try:
+            yield package, metadata.version(package)
+        except metadata.PackageNotFoundError:
+            yield package, f"not installed (pip install {package})"

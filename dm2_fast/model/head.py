@@ -1,0 +1,80 @@
+"""A trained model as it stands: where and in what precision it computes, and its head, whose input is f (Eq. 3)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the model into eval mode, without gradients, and leave its mode and the random state as they were."""
+    device = model_device(model)
+    modes = [(module, module.training) for module in model.modules()]
+    with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            model.eval()
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """The device that the model computes on."""
+    return next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+
+
+def model_dtype(model: nn.Module) -> torch.dtype:
+    """The floating-point dtype that the model computes in."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+def check_logits(logits: object) -> Tensor:
+    """logits, if they are an (n, C) tensor of scores; an error that says what the model returned otherwise."""
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"model must return a tensor of (n, C) logits, got {type(logits).__name__}")
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise ValueError(f"model must return (n, C) logits with at least two classes, got shape {tuple(logits.shape)}")
+    return logits
+
+
+def find_head(model: nn.Module, batch: Tensor, head: str | nn.Module | None = None) -> nn.Module:
+    """Find the module whose input is the feature vector f: the last linear layer executed whose output is the logits.
+
+    Args:
+        model: In eval mode.
+        batch: One batch that the model takes.
+        head: The module, or its dotted name, when the caller knows it.
+
+    Raises:
+        ValueError: there is no such layer, or head is not a module of model.
+    """
+    if head is not None:
+        named = dict(model.named_modules())
+        if isinstance(head, str) and head not in named:
+            raise ValueError(f"head must name a module of the model, got {head!r}")
+        module = named[head] if isinstance(head, str) else head
+        if all(module is not other for other in named.values()):
+            raise ValueError(f"head must be a module of the model, got {type(module).__name__}")
+        return module
+    executed: list[tuple[nn.Module, Tensor]] = []
+    hooks = [
+        module.register_forward_hook(lambda module, _, output: executed.append((module, output)))
+        for module in model.modules()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        logits = check_logits(model(batch))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for module, output in reversed(executed):
+        if output.shape == logits.shape and torch.equal(output.nan_to_num(), logits.nan_to_num()):
+            return module
+    layers = [name for name, module in model.named_modules() if not list(module.children())]
+    raise ValueError(
+        "model must have a linear layer whose output is the logits, got none; "
+        f"name the module whose input is the feature vector with head=... (last ones: {', '.join(layers[-4:])})"
+    )

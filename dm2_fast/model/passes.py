@@ -1,0 +1,351 @@
+"""Forward passes over a pool: features and logits (Eq. 3), and the uncertainty of mixed samples (Eqs. 8-10)."""
+
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from threading import RLock
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dm2_fast.model.head import check_logits, evaluating, find_head, model_device, model_dtype
+from dm2_fast.model.preparation import Prepared, plain, prepare
+from dm2_fast.operations.arrays import ArrayLike, as_tensor, name_rows
+from dm2_fast.operations.mix import Normalize, Recipe, mix
+from dm2_fast.operations.uncertainty import Uncertainty, uncertainty
+
+Step = TypeVar("Step")
+
+_CHECKED_ELEMENTS = 2**19  # at a time, so that looking for NaN takes no memory to speak of
+
+
+@dataclass
+class _Shared:
+    """What the passes of one round share: the prepared model, the state of the model then, and a head found later."""
+
+    lock: AbstractContextManager[object] = field(default_factory=RLock)
+    tensors: list[Tensor] = field(default_factory=list)
+    state: object = None
+    prepared: Prepared | None = None
+    head: nn.Module | None = None
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """How a pool runs through a model. The model, its mode, its BatchNorm statistics and the random state come back
+    untouched, and the result of a row does not depend on the rows beside it: all batches have one shape.
+
+    What runs is a copy of the model, prepared for inference when the first pass begins (see preparation.py), and
+    prepared anew when the model's parameters or buffers have been changed since (other than through `.data`).
+
+    Args:
+        model: Returns (n, C) logits for a batch of n samples.
+        inputs: The pool, (m, ...), as in `dm2_fast.mix`.
+        normalize: (mean, std) per channel, applied after scaling uint8 to [0, 1] and after mixing.
+        head: The module whose input is the feature vector, or its dotted name; None to find it (see `find_head`).
+        batch_size: The most rows per forward pass; a prepared model takes fewer at a time on a CPU, and a batch for
+            which there is not enough memory is halved, with a warning.
+        backend, num_threads, progress: As in `dm2_fast.knn`.
+        prepare: "auto", or "off" to run the model as it is.
+        autocast: torch.float16 or torch.bfloat16, to run the model under `torch.autocast`.
+
+    Raises:
+        ValueError: the pool is empty, batch_size < 1, or prepare or autocast is none of the above.
+    """
+
+    model: nn.Module
+    inputs: ArrayLike
+    normalize: Normalize | None = None
+    head: str | nn.Module | None = None
+    batch_size: int = 256
+    backend: str = "auto"
+    num_threads: int | None = None
+    progress: bool = False
+    prepare: Literal["auto", "off"] = "auto"
+    autocast: torch.dtype | None = None
+    _shared: _Shared = field(default_factory=_Shared, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if len(self.inputs.shape) < 2 or 0 in self.inputs.shape:
+            raise ValueError(f"inputs must be a non-empty (m, ...) pool, got shape {tuple(self.inputs.shape)}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.prepare not in ("auto", "off"):
+            raise ValueError(f"prepare must be 'auto' or 'off', got {self.prepare!r}")
+        if self.autocast not in (None, torch.float16, torch.bfloat16):
+            raise ValueError(f"autocast must be None, torch.float16 or torch.bfloat16, got {self.autocast!r}")
+
+    def over(self, inputs: ArrayLike) -> "ForwardPass":
+        """The same pass over other inputs, through the same prepared model."""
+        return replace(self, inputs=inputs)
+
+    def through(self, model: nn.Module) -> "ForwardPass":
+        """The same pass through another model, prepared for itself."""
+        return replace(self, model=model, head=None, _shared=_Shared())
+
+    def features_and_logits(self) -> tuple[Tensor, Tensor]:
+        """Return the features f (m, d), Eq. 3: the input of the head, flattened; and the logits (m, C).
+
+        Where the model is its own head, the features are the inputs themselves, without a copy: not to be written to.
+
+        Raises:
+            ValueError, TypeError: the model has no head, or does not return finite (n, C) logits and features.
+        """
+        own = self._inputs_as_features()
+        if own is not None:
+            return own, self.logits()
+        parts = self._run("features", None, features=True)
+        return torch.cat([features for features, _ in parts]), torch.cat([logits for _, logits in parts])
+
+    def _inputs_as_features(self) -> Tensor | None:
+        """The inputs, where a forward pass would only copy them: a linear model that takes them as they are; else None.
+
+        Raises:
+            ValueError: they are not finite.
+        """
+        if not (isinstance(self.model, nn.Linear) and self.head in (None, self.model) and self.normalize is None):
+            return None
+        if not isinstance(self.inputs, (Tensor, np.ndarray)) or len(self.inputs.shape) != 2:
+            return None
+        features = as_tensor(self.inputs, "inputs")
+        if features.dtype != model_dtype(self.model) or features.device != model_device(self.model):
+            return None
+        step = max(1, _CHECKED_ELEMENTS // features.shape[1])
+        for start in range(0, len(features), step):
+            _check_finite("features", features[start : start + step], start)
+        return features
+
+    def logits(self) -> Tensor:
+        """Return the logits (m, C).
+
+        Raises:
+            ValueError, TypeError: the model does not return finite (n, C) logits.
+        """
+        return torch.cat([logits for _, logits in self._run("logits", None)])
+
+    def mixed_uncertainty(self, recipe: Recipe, kind: Uncertainty = "least-confidence") -> Tensor:
+        """Mix every row by the recipe and return the uncertainty (m,) of the mixtures, Eqs. 7-10.
+
+        Raises:
+            ValueError, TypeError: the model does not return finite (n, C) logits.
+        """
+        return self.uncertainty(torch.cat([logits for _, logits in self._run("mixed", recipe)]), kind)
+
+    def softmax_moments(self, passes: int, use: Callable[[int], None]) -> tuple[Tensor, Tensor]:
+        """Run the model itself several times, and return the mean of the softmax p and the mean entropy of p.
+
+        Specifically, with p[t] the softmax of pass t, this computes `p.mean(0)` (m, C) and
+        `torch.special.entr(p).sum(2).mean(0)` (m,), both float64, without storing p. The pool is read once.
+
+        Args:
+            passes: Passes over each batch.
+            use: Called with the pass's number before each.
+        """
+        means, entropies = [], []
+        itself, m, size = Prepared("off", plain(self.model, None)), len(self.inputs), self.batch_size
+        with evaluating(self.model):
+            for start in self._bar(range(0, m, size), "passes", -(-m // size)):
+                batch, keep = self._batch(None, start, size, self.num_threads), min(size, m - start)
+                mean = entropy = torch.zeros((), dtype=torch.float64)
+                for number in range(passes):
+                    use(number)
+                    p = self._outputs(itself, batch, False, start, keep)[1].double().softmax(1)
+                    mean = mean + p / passes
+                    entropy = entropy + torch.special.entr(p).sum(1) / passes
+                means.append(mean)
+                entropies.append(entropy)
+        return torch.cat(means), torch.cat(entropies)
+
+    def first_rows(self) -> Tensor:
+        """A batch of the first two rows (one, of a batch_size of one), as the model takes it."""
+        return self._batch(None, 0, min(2, self.batch_size))
+
+    def uncertainty(self, logits: Tensor, kind: Uncertainty) -> Tensor:
+        """`uncertainty` with the backend and threads of this pass."""
+        return uncertainty(logits, kind, **self.compute)
+
+    def prepared(self) -> Prepared:
+        """What runs in place of the model; its note says what was done, or why nothing was."""
+        if self.prepare == "off":
+            return Prepared("off", plain(self.model, None))
+        autocast, tensors = self._autocast(), [*self.model.parameters(), *self.model.buffers()]
+        state = autocast, [(id(t), 0 if t.is_inference() else t._version) for t in tensors]
+        with self._shared.lock, evaluating(self.model), _threads_of_torch(1):
+            if self._shared.prepared is None or self._shared.state != state:
+                head = None
+                with suppress(Exception):  # a model without a head has logits; one that cannot run says so when it runs
+                    head = find_head(self.model, self.first_rows(), self.head)
+                batch = partial(self._batch, None, 0)
+                self._shared.prepared = prepare(self.model, head, batch, self.batch_size, pack=autocast is None)
+                self._shared.state, self._shared.tensors = state, tensors  # keeps the ids unique
+            return self._shared.prepared
+
+    @property
+    def compute(self) -> dict[str, Any]:
+        """backend and num_threads, as the operations take them."""
+        return {"backend": self.backend, "num_threads": self.num_threads}
+
+    @property
+    def note(self) -> str | None:
+        """What `prepared` did, or would say; None while nothing has run."""
+        if self.prepare == "off":
+            return "off"
+        return None if self._shared.prepared is None else self._shared.prepared.note
+
+    def _autocast(self) -> torch.dtype | None:
+        """The dtype of autocast: ours, or that of the caller, which does not reach other threads by itself."""
+        device = model_device(self.model).type
+        if self.autocast is None and torch.is_autocast_enabled(device):
+            return torch.get_autocast_dtype(device)
+        return self.autocast
+
+    def _run(self, name: str, recipe: Recipe | None, features: bool = False) -> list[tuple[Tensor, Tensor]]:
+        """(features, logits) of the plain or mixed pool, in parts; features are the logits where not asked for."""
+        device, autocast, m = model_device(self.model), self._autocast(), len(self.inputs)
+        engine = self.prepared()
+        if features and engine.head is None:
+            engine = Prepared(engine.note, self._features)
+        size = limit = engine.rows or self.batch_size
+        starts, shortage = range(0, m, size), ""
+
+        def contexts() -> ExitStack:  # of the thread
+            stack = ExitStack()
+            stack.enter_context(torch.no_grad())
+            if device.type == "cuda":
+                stack.enter_context(torch.cuda.device(device))
+            if autocast is not None:
+                stack.enter_context(torch.autocast(device.type, autocast))
+            return stack
+
+        def run(start: int) -> list[tuple[Tensor, Tensor]]:
+            nonlocal limit, shortage
+            parts, end = [], min(start + size, m)
+            with contexts():
+                while start < end:
+                    rows = limit
+                    try:
+                        threads = 1 if engine.threads else self.num_threads
+                        batch = self._batch(recipe, start, rows, threads, engine.channels_last)
+                        parts.append(self._outputs(engine, batch, features, start, min(rows, end - start)))
+                    except (RuntimeError, MemoryError) as error:
+                        if rows == 1 or not out_of_memory(error):
+                            raise
+                        limit, shortage = min(limit, rows // 2), first_line(error)
+                    else:
+                        start += rows
+            return parts
+
+        with evaluating(self.model):
+            if engine.threads:
+                workers = self.num_threads or torch.get_num_threads()
+                with _threads_of_torch(1), ThreadPoolExecutor(workers) as pool:  # no operator waits for another thread
+                    try:
+                        parts = list(self._bar(pool.map(run, starts), name, len(starts)))
+                    except BaseException:
+                        pool.shutdown(wait=False, cancel_futures=True)  # what has not begun
+                        raise
+            else:
+                parts = list(self._bar(map(run, starts), name, len(starts)))
+        if limit < size:
+            warnings.warn(
+                f"not enough memory for {size} rows at a time, {limit} are run instead: {shortage}",
+                stacklevel=3,
+            )
+        return [part for some in parts for part in some]
+
+    def _bar(self, steps: Iterable[Step], name: str, total: int) -> Iterable[Step]:
+        bar: Iterable[Step] = tqdm(steps, name, total, leave=False, disable=None if self.progress else True)
+        return bar
+
+    def _features(self, batch: Tensor) -> tuple[Tensor | None, Tensor]:
+        """(features, logits) of a batch from the model as it is, whose head is found first."""
+        if self._shared.head is None:
+            self._shared.head = find_head(self.model, batch, self.head)
+        return plain(self.model, self._shared.head)(batch)
+
+    def _outputs(self, engine: Prepared, batch: Tensor, wanted: bool, start: int, keep: int) -> tuple[Tensor, Tensor]:
+        """Checked (features, logits) of a batch, of which the first keep rows count: those from start on."""
+        size = len(batch)
+        try:
+            features, returned = engine.run(batch)
+        except Exception as error:
+            if sys.version_info >= (3, 11):
+                error.add_note(
+                    f"model ran on rows {start} to {start + keep - 1}, a batch of shape {tuple(batch.shape)}"
+                )
+            raise
+        logits = check_logits(returned)
+        if len(logits) != size:
+            raise ValueError(f"model must return one row per sample, got {len(logits)} rows for {size} samples")
+        _check_finite("logits", logits[:keep].amax(1, keepdim=True), start)
+        if not wanted:
+            features = logits
+        elif features is None or len(features) != size:
+            shape = None if features is None else tuple(features.shape)
+            raise ValueError(f"head must see one row per sample, got {shape} for {size} samples")
+        else:
+            _check_finite("features", features[:keep], start)
+        return features[:keep].clone(), logits[:keep].clone()
+
+    def _batch(
+        self, recipe: Recipe | None, start: int, size: int, num_threads: int | None = None, channels_last: bool = False
+    ) -> Tensor:
+        """Size rows of the plain or mixed pool from start on, as the model takes them.
+
+        What lies behind the pool's end is filled with copies of the last row: a batch of another shape may round
+        differently.
+        """
+        rows = torch.arange(start, start + size).clamp(max=len(self.inputs) - 1)
+        neighbours, lam, weights = torch.empty(size, 0, dtype=torch.int64), torch.tensor(1.0), None
+        if recipe is not None:
+            neighbours, lam = recipe.indices[rows].cpu(), recipe.lam[rows].cpu()
+            weights = None if recipe.weights is None else recipe.weights[rows].cpu()
+        in_memory = isinstance(self.inputs, (Tensor, np.ndarray))
+        with nullcontext() if in_memory else self._shared.lock:  # other pools need not bear to be read by two threads
+            batch = mix(
+                self.inputs,
+                neighbours,
+                lam,
+                weights=weights,
+                rows=rows,
+                normalize=self.normalize,
+                backend=self.backend,
+                memory_format=torch.channels_last if channels_last else torch.preserve_format,
+                num_threads=num_threads,
+            )
+        return batch.to(model_device(self.model), model_dtype(self.model))
+
+
+@contextmanager
+def _threads_of_torch(number: int) -> Iterator[None]:
+    """Threads that an operator of torch uses, when called from this thread or from one that is yet to start."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that there is not enough memory."""
+    cpu = ("can't allocate memory", "not enough memory")  # of torch's allocator on Linux and on Windows
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in cpu)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _check_finite(name: str, values: Tensor, start: int) -> None:
+    bad = (start + torch.nonzero(~values.isfinite().all(1))[:, 0]).tolist()
+    if bad:
+        raise ValueError(f"{name} of the model must be finite, got NaN or infinity in {name_rows(bad)}")

@@ -1,0 +1,161 @@
+"""The C++ operations of `dm2_fast._C` over CPU tensors, without a copy."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+try:
+    from dm2_fast import _C
+except ImportError as error:
+    raise ImportError(
+        "dm2_fast._C must be built, got no such module (pip install . or, to work on it, -e .)"
+    ) from error
+
+TAKES_THREADS = True
+WHOLE_PROBLEMS = True
+
+_BATCH = 2**10  # mixtures held at a time
+
+
+def _array(rows: Tensor) -> NDArray[Any]:
+    """The rows where they are; bfloat16, which NumPy lacks, as the int16 of its bits."""
+    return (rows.view(torch.int16) if rows.dtype == torch.bfloat16 else rows).numpy()
+
+
+def _float(rows: Tensor) -> Tensor:
+    """Half precision is widened; rows that are strided inside are copied; everything else stays where it is."""
+    rows = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
+    return rows if rows.shape[1] <= 1 or rows.stride(1) == 1 else rows.contiguous()
+
+
+def pairwise(
+    queries: Tensor,
+    query_scale: Tensor,
+    rows: Tensor,
+    row_scale: Tensor,
+    out: Tensor,
+    w1: float,
+    w2: float,
+    *,
+    num_threads: int | None = None,
+) -> None:
+    """`reference.pairwise`, with the fixed summation order of csrc/distance.hpp."""
+    _C.pairwise(
+        _array(queries),
+        query_scale.numpy(),
+        _array(rows),
+        row_scale.numpy(),
+        out.numpy(),
+        w1,
+        w2,
+        num_threads=num_threads or torch.get_num_threads(),
+    )
+
+
+def knn(
+    queries: Tensor,
+    query_scale: Tensor,
+    query_ids: Tensor,
+    rows: Tensor,
+    row_scale: Tensor,
+    row_ids: Tensor,
+    distances: Tensor,
+    indices: Tensor,
+    w1: float,
+    w2: float,
+    *,
+    num_threads: int | None = None,
+    report: Callable[[float], object] | None = None,
+    isa: str = "auto",
+    levels: Sequence[int] | Literal["plain"] | None = None,
+) -> None:
+    """`reference.knn`, with the same result, bit for bit, for every value of the options.
+
+    Where queries, scales and ids are those of the rows, each pair is met once. Ctrl-C is answered within the call.
+    Rows of any strides, half precision too, are converted as they are read; a scale (m, 2) is two factors in turn.
+
+    Args:
+        report: Called with the part done, between 0 and 1, a few times a second.
+        isa: Instruction set, "auto", "avx512", "avx2", "neon" or "generic"; one that the machine lacks is a ValueError.
+        levels: Bytes of the codes that filter behind the 32-byte ones (csrc/levels.hpp), at most three; "plain" for no
+            filter at all; None for what a sample of the data suggests.
+    """
+    _C.knn(
+        _array(queries),
+        query_scale.numpy(),
+        query_ids.numpy(),
+        _array(rows),
+        row_scale.numpy(),
+        row_ids.numpy(),
+        distances.numpy(),
+        indices.numpy(),
+        w1,
+        w2,
+        num_threads=num_threads or torch.get_num_threads(),
+        report=report,
+        isa=isa,
+        levels=levels,
+    )
+
+
+def mix(
+    inputs: Tensor,
+    indices: Tensor,
+    coefficients: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    channel_stride: int,
+    out: Tensor,
+    *,
+    num_threads: int | None = None,
+) -> None:
+    """`reference.mix`, in one pass."""
+    widened = out if out.dtype == coefficients.dtype else torch.empty(out.shape, dtype=coefficients.dtype)
+    _C.mix(
+        _float(inputs).numpy(),
+        indices.numpy(),
+        coefficients.numpy(),
+        mean.numpy(),
+        std.numpy(),
+        channel_stride,
+        widened.numpy(),
+        num_threads=num_threads or torch.get_num_threads(),
+    )
+    if widened is not out:
+        out.copy_(widened)
+
+
+def uncertainty(logits: Tensor, kind: str, out: Tensor, *, num_threads: int | None = None) -> None:
+    """`reference.uncertainty`, in one pass."""
+    _C.uncertainty(_float(logits).numpy(), kind, out.numpy(), num_threads=num_threads or torch.get_num_threads())
+
+
+def lower_to_nearest(x: Tensor, points: Tensor, distances: Tensor, *, num_threads: int | None = None) -> None:
+    """`reference.lower_to_nearest`, with the fixed summation order of csrc/distance.hpp."""
+    _C.lower_to_nearest(
+        _float(x).numpy(), _float(points).numpy(), distances.numpy(), num_threads=num_threads or torch.get_num_threads()
+    )
+
+
+def linear_probe(
+    features: Tensor,
+    indices: Tensor,
+    coefficients: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    kind: str,
+    out: Tensor,
+    *,
+    num_threads: int | None = None,
+) -> None:
+    """`reference.linear_probe`, in batches that stay in the cache: `mix`, torch's matrix product, `uncertainty`."""
+    none = coefficients.new_empty(0)
+    weight, bias = weight.to(coefficients.dtype), bias.to(coefficients.dtype)
+    for i in range(0, len(out), _BATCH):
+        part = slice(i, i + _BATCH)
+        mixed = coefficients.new_empty(len(out[part]), features.shape[1])
+        mix(features, indices[part], coefficients[part], none, none, 1, mixed, num_threads=num_threads)
+        uncertainty(torch.nn.functional.linear(mixed, weight, bias), kind, out[part], num_threads=num_threads)

@@ -1,0 +1,229 @@
+"""The combined distance of feature rows: all pairs, and the k nearest neighbours (Eqs. 4-6).
+
+Rows are normalised by a factor per row, 1 / norm, that is applied as a row is read: there is no normalised copy.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dm2_fast.operations import backends
+from dm2_fast.operations.arrays import as_tensor, name_rows
+
+Metric: TypeAlias = Literal["literal", "rms", "l1", "l2"]
+
+# (w1, w2) of the distance w1 * L1 + w2 * L2 for d dimensions.
+_WEIGHTS: dict[str, Callable[[int], tuple[float, float]]] = {
+    "literal": lambda d: (0.5 / d, 0.5 / d),
+    "rms": lambda d: (0.5 / d, 0.5 / math.sqrt(d)),
+    "l1": lambda d: (1.0 / d, 0.0),
+    "l2": lambda d: (0.0, 1.0 / d),
+}
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_BLOCK_BYTES = 2**25  # rows converted at a time
+_NORM_ELEMENTS = 2**19  # at a time: larger temporaries cost ten times more, in page faults
+_BLOCK_STEPS = 2**32  # (row, row, dimension) steps between two chances to interrupt, on a CPU
+
+
+def weights(metric: str, d: int) -> tuple[float, float]:
+    """The weights (w1, w2) that make `w1 * L1 + w2 * L2` the metric in d dimensions.
+
+    literal: (L2/d + L1/d) / 2, Eqs. 4-6 as written; rms: (L2/sqrt(d) + L1/d) / 2; l1: L1/d; l2: L2/d.
+    """
+    if metric not in _WEIGHTS:
+        raise ValueError(f"metric must be one of {', '.join(get_args(Metric))}, got {metric!r}")
+    return _WEIGHTS[metric](d)
+
+
+class _Rows:
+    """A feature matrix and the scale whose product has unit rows; a zero row stays zero.
+
+    scale (m,) is 1 / norm, from a norm in double. If a row is beyond 2**100 or below 2**-100, where 1 / norm is more
+    than a float32 holds, scale is (m, 2): first a power of two, which is exact, then 1 / norm of what that gives.
+    """
+
+    def __init__(self, x: Tensor, name: str, progress: bool = False) -> None:
+        self.data = x
+        self.block = max(1, _BLOCK_BYTES // (8 * x.shape[1]))
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        self.scale = torch.empty(len(x), dtype=dtype, device=x.device)
+        power: Tensor | None = None
+        bad: list[int] = []
+        step = max(1, _NORM_ELEMENTS // x.shape[1])
+        starts = range(0, len(x), step)
+        for i in tqdm(starts, desc="norms", leave=False, disable=None if progress else True):
+            rows = x[i : i + step].contiguous()  # torch sums in the order of the layout
+            norm = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+            if not bool(((norm > 2.0**-100) & (norm < 2.0**100)).all()):
+                largest = rows.double().abs().amax(1)
+                bad += (i + torch.nonzero(~largest.isfinite())[:, 0]).tolist()
+                wild = (largest > 0) & ((largest > 2.0**100) | (largest < 2.0**-100))
+                if wild.any():
+                    power = torch.ones_like(self.scale) if power is None else power
+                    power[i : i + step] = _power_of_two(torch.where(wild, -torch.frexp(largest).exponent, 0), dtype)
+                    norm = torch.linalg.vector_norm(rows.double() * power[i : i + step, None], dim=1)
+            self.scale[i : i + step] = torch.where(norm > 0, 1 / norm, 0)
+        if power is not None:
+            self.scale = torch.stack((power, self.scale), 1)
+        if bad:
+            raise ValueError(f"{name} must be finite, got NaN or infinity in {name_rows(bad)}")
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def read(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Some of the rows, with the power of two if there is one, and 1 / norm."""
+        rows, scale = self.data[start:stop], self.scale[start:stop]
+        if scale.ndim == 1:
+            return rows, scale
+        return rows.to(scale.dtype) * scale[:, :1], scale[:, 1].contiguous()
+
+    def steps(self) -> range:
+        """Block starts: one block where rows are used in place, small ones where reading converts them."""
+        in_place = self.scale.ndim == 1 and self.data.dtype == self.scale.dtype and self.data.stride(1) == 1
+        return range(0, len(self), len(self) if in_place else self.block)
+
+
+def _power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:
+    """2**exponent, as near to it as normal numbers come; from a table because pow may round."""
+    most = 1022 if dtype == torch.float64 else 126
+    powers = [2.0**e for e in range(-most, most + 1)]
+    return torch.tensor(powers, dtype=dtype, device=exponent.device)[most + exponent.clamp(-most, most)]
+
+
+def _matrix(x: Tensor | np.ndarray, name: str) -> Tensor:
+    """x as a tensor, if it is a non-empty matrix of features."""
+    x = as_tensor(x, name)
+    if x.ndim != 2:
+        raise ValueError(f"{name} must be 2-D (rows, features), got shape {tuple(x.shape)}")
+    if x.dtype not in _FLOATS:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
+    if x.numel() == 0:
+        raise ValueError(f"{name} must have at least one row and one feature, got shape {tuple(x.shape)}")
+    return x
+
+
+def _open(
+    x: Tensor | np.ndarray, other: Tensor | np.ndarray | None, other_name: str, progress: bool = False
+) -> tuple[_Rows, _Rows]:
+    """x and the other matrix (x itself for None), checked against each other before anything is read."""
+    x = _matrix(x, "x")
+    if other is None:
+        rows = _Rows(x, "x", progress)
+        return rows, rows
+    other = _matrix(other, other_name)
+    for what, got, want in (
+        ("be on the device of x", other.device, x.device),
+        ("have the dtype of x", other.dtype, x.dtype),
+        ("have as many features as x", other.shape[1], x.shape[1]),
+    ):
+        if got != want:
+            raise ValueError(f"{other_name} must {what}, {want}, got {got}")
+    return _Rows(x, "x", progress), _Rows(other, other_name)
+
+
+def knn(
+    x: Tensor | np.ndarray,
+    k: int,
+    metric: Metric = "literal",
+    *,
+    queries: Tensor | np.ndarray | None = None,
+    backend: str = "auto",
+    num_threads: int | None = None,
+    progress: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Find the k nearest other rows of each row under the combined distance of Eqs. 4-6.
+
+    Specifically, with `D = pairwise(x, metric=metric)`, this computes
+    `distances, indices = (t[:, :k] for t in D.fill_diagonal_(inf).sort(dim=1, stable=True))` without storing D.
+    The result does not depend on the number of threads or on how the work is cut into blocks.
+
+    Args:
+        x: Features, (m, d), float16 | bfloat16 | float32 | float64, finite; a tensor, an array or a np.memmap, any
+            strides. Rows are normalised here; a zero row stays zero.
+        k: Neighbours per row, 1 <= k <= m - 1 (<= m with queries).
+        metric: "literal", "rms", "l1" or "l2"; see `weights`.
+        queries: (q, d), like x: find their neighbours among the rows of x instead, none left out.
+        backend: "auto", "triton", "cpp" or "torch"; see `dm2_fast.operations.backends`.
+        num_threads: Threads of the C++ backend; None for `torch.get_num_threads()`.
+        progress: Show a progress bar on a terminal.
+
+    Returns:
+        distances: (m, k) float32 (float64 for float64 x), dimensionless, ascending along each row.
+        indices: (m, k) int64, never the row's own index; equal distances keep the lower index first.
+
+    Raises:
+        ValueError: x is not 2-D or not finite, queries do not match x, or k is out of range.
+        TypeError: the dtype is not listed above.
+        RuntimeError: a forced backend cannot run on x.
+    """
+    rows, asked = _open(x, queries, "queries", progress)
+    most = len(rows) if queries is not None else len(rows) - 1
+    if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or not 1 <= k <= most:
+        raise ValueError(f"k must be in [1, {most}] for {len(rows)} rows, got {k}")
+    w1, w2 = weights(metric, rows.data.shape[1])
+    module = backends.resolve(backend, rows.data, "knn")
+    options: dict[str, Any] = dict(backends.thread_options(module, num_threads))
+    device, d = rows.data.device, rows.data.shape[1]
+
+    distances = torch.full((len(asked), k), torch.inf, dtype=rows.scale.dtype, device=device)
+    indices = torch.full((len(asked), k), torch.iinfo(torch.int64).max, device=device)
+    row_ids = torch.arange(len(rows), device=device)
+    query_ids = row_ids if queries is None else torch.full((len(asked),), -1, device=device)
+    steps = _BLOCK_STEPS if device.type == "cpu" else 256 * _BLOCK_STEPS
+    step = min(asked.steps().step, max(64, steps // (len(rows) * d)))
+    bar = tqdm(total=len(asked), desc="neighbours", unit="row", leave=False, disable=None if progress else True)
+    with bar:
+        if module.WHOLE_PROBLEMS:
+            options["report"] = lambda done: bar.update(int(len(asked) * done) - bar.n)
+            all_queries, all_rows = (asked.data, asked.scale, query_ids), (rows.data, rows.scale, row_ids)
+            module.knn(*all_queries, *all_rows, distances, indices, w1, w2, **options)
+            return distances, indices
+        for i in range(0, len(asked), step):
+            part = slice(i, min(i + step, len(asked)))
+            query_rows, query_scale = asked.read(part.start, part.stop)
+            for j in rows.steps():
+                data, scale = rows.read(j, j + rows.steps().step)
+                ids = row_ids[j : j + len(data)]
+                best = distances[part], indices[part]
+                module.knn(query_rows, query_scale, query_ids[part], data, scale, ids, *best, w1, w2, **options)
+            bar.update(part.stop - bar.n)
+    return distances, indices
+
+
+def pairwise(
+    x: Tensor | np.ndarray,
+    y: Tensor | np.ndarray | None = None,
+    metric: Metric = "literal",
+    *,
+    backend: str = "auto",
+    num_threads: int | None = None,
+) -> Tensor:
+    """Compute the combined distance of every row of x to every row of y (Eqs. 4-6).
+
+    Specifically, with `xn, yn = F.normalize(x), F.normalize(y)`, `D = (xn[:, None] - yn)` and (w1, w2) =
+    `weights(metric, d)`, this computes `w1 * D.abs().sum(-1) + w2 * D.square().sum(-1).sqrt()`, a metric.
+
+    Args:
+        x: Features, (m, d), float16 | bfloat16 | float32 | float64, finite, any strides. A zero row stays zero.
+        y: (n, d), like x; None for x itself.
+        metric, backend, num_threads: As in `knn`.
+
+    Returns:
+        (m, n) float32 (float64 for float64 x), dimensionless.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: As in `knn`.
+    """
+    rows, others = _open(x, y, "y")
+    w1, w2 = weights(metric, rows.data.shape[1])
+    module = backends.resolve(backend, rows.data, "pairwise")
+    options = backends.thread_options(module, num_threads)
+    out = torch.empty(len(rows), len(others), dtype=rows.scale.dtype, device=rows.data.device)
+    module.pairwise(*rows.read(0, len(rows)), *others.read(0, len(others)), out, w1, w2, **options)
+    return out

@@ -1,0 +1,52 @@
+"""The uncertainty of logits (Eqs. 8-10)."""
+
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from dm2_fast.operations import backends
+from dm2_fast.operations.arrays import name_rows
+
+Uncertainty: TypeAlias = Literal["least-confidence", "entropy", "margin"]
+
+
+def uncertainty(
+    logits: Tensor, kind: Uncertainty = "least-confidence", *, backend: str = "auto", num_threads: int | None = None
+) -> Tensor:
+    """Turn logits into one uncertainty per row, without storing the softmax.
+
+    Specifically, with `p = logits.softmax(1)`, this computes `1 - p.amax(1)` ("least-confidence", Eqs. 9-10),
+    `-(p * p.log()).sum(1)` ("entropy", in nats), or `-(p1 - p2)` of the two largest values ("margin"). The terms that
+    would cancel are left out of the sums, so that a confident row still has a value of its own.
+
+    Args:
+        logits: (n, C), C >= 2, float16 | bfloat16 | float32 | float64; -inf is a class of probability zero.
+        kind: "least-confidence", "entropy" or "margin".
+        backend, num_threads: As in `dm2_fast.knn`.
+
+    Returns:
+        (n,) float32 (float64 for float64 logits); larger is more uncertain.
+
+    Raises:
+        ValueError: logits are not (n, C), hold NaN or +infinity, or kind is unknown.
+        TypeError: the dtype is not listed above.
+        RuntimeError: a forced backend cannot run on logits.
+    """
+    if kind not in get_args(Uncertainty):
+        raise ValueError(f"kind must be one of {', '.join(get_args(Uncertainty))}, got {kind!r}")
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise ValueError(f"logits must be (n, C) with at least two classes, got shape {tuple(logits.shape)}")
+    if not logits.is_floating_point():
+        raise TypeError(f"logits must be floating point, got {logits.dtype}")
+    logits = logits.detach()
+    bad = torch.nonzero(~logits.amax(1).isfinite())[:, 0].tolist() if len(logits) else []
+    if bad:
+        raise ValueError(f"logits must be finite or -infinity, got NaN or infinity in {name_rows(bad)}")
+    module = backends.resolve(backend, logits, "uncertainty")
+    options = backends.thread_options(module, num_threads)
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    out = torch.empty(len(logits), dtype=dtype, device=logits.device)
+    if len(logits):
+        module.uncertainty(logits, kind, out, **options)
+    return out

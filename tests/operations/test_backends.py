@@ -1,0 +1,148 @@
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from dm2_fast.operations import backends, cpp, reference
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+HEAVY = ("triton", "torchvision", "sklearn", "scipy", "matplotlib", "jsonargparse")
+
+# Runs in a process that does not interpret Triton and has imported nothing else.
+FRESH = """
+import json, os, sys
+import dm2_fast
+
+seen = {}
+seen["imported"] = sorted({name.partition(".")[0] for name in sys.modules})
+import torch
+x = torch.arange(12.0).reshape(4, 3)
+indices = dm2_fast.knn(x, 2)[1]
+dm2_fast.uncertainty(dm2_fast.mix(x, indices, 0.5))
+dm2_fast.pairwise(x)
+seen["used"] = sorted({name.partition(".")[0] for name in sys.modules})
+
+def error(call):
+    try:
+        call()
+    except Exception as error:
+        return [type(error).__name__, str(error)]
+
+seen["errors"] = [error(call) for call in (
+    lambda: dm2_fast.knn(x, 1, backend="triton"),
+    lambda: dm2_fast.pairwise(x, backend="triton"),
+    lambda: dm2_fast.mix(x, indices, 0.5, backend="triton"),
+    lambda: dm2_fast.uncertainty(x, backend="triton"),
+)]
+import triton
+os.environ["TRITON_INTERPRET"] = "1"
+seen["late"] = error(lambda: dm2_fast.knn(x, 1, backend="triton"))
+print(json.dumps(seen))
+"""
+
+
+@pytest.fixture(scope="module")
+def fresh() -> dict[str, Any]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", FRESH], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, *FLOATS])
+def test_the_cpu_is_served_by_cpp(dtype: torch.dtype) -> None:
+    assert backends.resolve("auto", torch.zeros(2, 2, dtype=dtype), "knn") is cpp
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, *FLOATS])
+def test_other_devices_are_served_by_torch(dtype: torch.dtype) -> None:
+    assert backends.resolve("auto", torch.zeros(2, 2, dtype=dtype, device="meta"), "knn") is reference
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_torch_may_be_forced_everywhere(dtype: torch.dtype) -> None:
+    for device in ("cpu", "meta"):
+        assert backends.resolve("torch", torch.zeros(2, 2, dtype=dtype, device=device), "knn") is reference
+
+
+def test_triton_serves_the_gpu_or_the_interpreter_but_for_float64() -> None:
+    from dm2_fast import kernels
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for dtype in (torch.uint8, torch.float16, torch.bfloat16, torch.float32):
+        x = torch.zeros(2, 2, dtype=dtype, device=device)
+        assert backends.resolve("triton", x, "knn") is kernels
+        assert backends.resolve("auto", x, "knn") is (kernels if device == "cuda" else cpp)
+    double = torch.zeros(2, 2, dtype=torch.float64, device=device)
+    assert backends.resolve("auto", double, "knn") is (reference if device == "cuda" else cpp)
+
+
+@pytest.mark.parametrize(
+    ("backend", "x", "error", "message"),
+    [
+        ("cuda", torch.zeros(2), ValueError, "backend must be one of auto, triton, cpp, torch, got 'cuda'"),
+        ("", torch.zeros(2), ValueError, "backend must be one of auto, triton, cpp, torch, got ''"),
+        (None, torch.zeros(2), ValueError, "backend must be one of auto, triton, cpp, torch, got None"),
+        (
+            "cpp",
+            torch.zeros(2, device="meta"),
+            RuntimeError,
+            r"backend='cpp' needs a CPU tensor, got device=meta \(use backend='auto'\)",
+        ),
+        (
+            "triton",
+            torch.zeros(2, dtype=torch.float64),
+            RuntimeError,
+            r"backend='triton' needs float32, float16 or bfloat16, got float64 \(use backend='torch'\)",
+        ),
+    ],
+)
+def test_what_cannot_run_says_why_and_what_to_do(
+    backend: str, x: torch.Tensor, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        backends.resolve(backend, x, "knn")
+
+
+def test_triton_without_a_gpu_or_the_interpreter_says_what_to_do(fresh: dict[str, Any]) -> None:
+    want = "backend='triton' needs a CUDA tensor, got device=cpu (or set TRITON_INTERPRET=1 before triton is imported)"
+    assert fresh["errors"] == [["RuntimeError", want]] * 4
+
+
+def test_an_interpreter_that_was_asked_for_too_late_says_what_to_do(fresh: dict[str, Any]) -> None:
+    error, message = fresh["late"]
+    assert error == "RuntimeError"
+    assert "set TRITON_INTERPRET=1 before triton is imported" in message
+
+
+def test_triton_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    missing = lambda name, *rest: None if name == "triton" else find(name, *rest)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", missing)
+    x = torch.zeros(2, 2, device="cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(RuntimeError, match=r"'triton' needs the triton package \(pip install triton, on Linux\)"):
+        backends.resolve("triton", x, "knn")
+
+
+def test_threads_are_an_option_of_cpp_alone() -> None:
+    assert backends.thread_options(cpp, 3) == {"num_threads": 3}
+    assert backends.thread_options(cpp, None) == {}
+    assert backends.thread_options(reference, 3) == {}
+    for wrong in (0, -1):
+        with pytest.raises(ValueError, match=f"num_threads must be at least 1, got {wrong}"):
+            backends.thread_options(reference, wrong)
+
+
+@pytest.mark.parametrize("when", ["imported", "used"])
+def test_the_core_loads_only_torch_and_numpy(fresh: dict[str, Any], when: str) -> None:
+    assert {"torch", "numpy"} <= set(fresh[when])
+    assert not set(HEAVY) & set(fresh[when])
