@@ -58,6 +58,7 @@ DEVICES = {
     "gfx942": Device("MI300X", GPUTarget("hip", "gfx942", 64), 304, 2.1, 64, 1, 5300, 32),
 }
 ISSUED = 4
+BYTES_PER_CLOCK = 64  # VABSDIFF4 an SM finishes a clock: half the rate of float32, which is assumed and nowhere stated
 REGISTERS = 65536  # an SM, 32 bits each; of a CU of gfx942 twice that
 SHARED = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99, "gfx942": 64}  # KB an SM
 
@@ -226,7 +227,8 @@ def read(binary: Any, target: GPUTarget) -> Code:
     code.widths = sorted({opcode for opcode in opcodes if re.match(access, opcode)})
     inner = [a for a in loops if not any(a[0] <= b[0] and b[1] <= a[1] and a != b for b in loops)]
     bodies = [opcodes[start:stop] for start, stop in inner]
-    code.loop = max(bodies, key=lambda body: (float32(body, 1), len(body)), default=[])
+    arithmetic = lambda body: float32(body, 1) + sum("VABSDIFF4" in op or "IDP.4A" in op for op in body)  # noqa: E731
+    code.loop = max(bodies, key=lambda body: (arithmetic(body), len(body)), default=[])
     return code
 
 
@@ -260,11 +262,13 @@ def cost(name: str, kernel: Kernel, target: str) -> dict[str, Any]:
         "float32": turns * float32(code.loop, device.packed) * width / device.lanes,
         "issue": turns * len(code.loop) / ISSUED,
         "memory": kernel.bytes / (device.gb_per_s * 1e9),
+        "bytes": turns * sum(opcode.startswith("VABSDIFF4") for opcode in code.loop) * width / BYTES_PER_CLOCK,
     }
     return {
         "kernel": name, "target": target, "device": device.name, "triton": triton.__version__,
         "registers": code.registers, "stack": code.stack, "shared": code.shared, "warps": programs * warps,
         "unit": kernel.unit, "instructions": instructions, "opcodes": dict(Counter(code.loop).most_common(8)),
+        "arithmetic": dict(Counter(opcode for opcode in code.loop if FLOAT32(opcode))),
         "global": code.widths, "problem": kernel.problem, "seconds": seconds,
         "limit": max(seconds, key=seconds.__getitem__),
     }  # fmt: skip

@@ -89,6 +89,12 @@ def test_a_wrong_kernel_is_found(operation: str, plant: Any, monkeypatch: pytest
     assert found.startswith("ValueError: out of resource" if plant is crashed else "largest difference ")
 
 
+def test_a_filter_that_loses_rows_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dm2_fast.kernels.codes.margin", lambda error: torch.zeros(len(error), dtype=torch.int32))
+    monkeypatch.setattr("dm2_fast.kernels.codes.reach", lambda l1, *rest: (l1 * 0).nan_to_num().int())
+    assert str(kernel_check.fault("knn", CPU)).startswith("largest difference ")
+
+
 def test_a_forced_kernel_that_disagrees_raises_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.rand(9, 4)
     monkeypatch.setattr(kernels, "knn", misplaced(kernels.knn))
