@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 import torch
 
+from dm2_fast.model.batches import check_mixable
 from dm2_fast.operations.knn import Metric, knn, weights
 from dm2_fast.operations.mix import Mix, check_mix, recipe
 from dm2_fast.round import Picked, Round, check_budget, highest
@@ -25,6 +26,8 @@ class DM2Config:
         alpha: Parameter of the Beta(alpha, alpha) that lam=beta draws from.
         score: Uncertainty of the mixed sample, Eq. 10: 1 - max softmax, or entropy.
         offset: Skip this many of the highest scores before choosing (Figure 1).
+        space: What is mixed: the input of the model, or features = the input of its head, Eq. 7 on f in place of x;
+            only the head runs on the mixtures, and anything that has features can be mixed.
     """
 
     metric: Metric = "literal"
@@ -34,6 +37,7 @@ class DM2Config:
     alpha: float = 1.0
     score: Literal["least-confidence", "entropy"] = "least-confidence"
     offset: int = 0
+    space: Literal["input", "features"] = "input"
 
     def __post_init__(self) -> None:
         weights(self.metric, 1)
@@ -43,6 +47,8 @@ class DM2Config:
         scores = get_args(DM2Config.__annotations__["score"])
         if self.score not in scores:
             raise ValueError(f"score must be one of {', '.join(scores)}, got {self.score!r}")
+        if self.space not in ("input", "features"):
+            raise ValueError(f"space must be input or features, got {self.space!r}")
         if self.offset < 0:
             raise ValueError(f"offset must be at least 0, got {self.offset}")
 
@@ -51,6 +57,10 @@ def choose(round: Round, budget: int, options: DM2Config) -> Picked:
     """Choose the budget rows whose mixtures score highest, after skipping options.offset, ties to the lower row."""
     m, forward = len(round), round.forward
     check_budget(budget, m, options.offset)
+    if options.space == "features":
+        forward = round.behind_head
+    else:
+        check_mixable(round.samples)
     features = round.features
     k = min(options.k, m - 1)
     if k < options.k:
