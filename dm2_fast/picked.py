@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dm2_fast.operations.audit import Audit
 from dm2_fast.operations.mix import Recipe
 
 
@@ -22,6 +23,7 @@ class Picked:
         neighbours: (m, k) int64 neighbours of every row, nearest first; None for strategies without neighbours.
         distances: (m, k) distances to them; None likewise.
         mixture: What every row was mixed with, and how much of it; None for strategies that do not mix.
+        audit: How good the neighbours are, where `DM2Config(recall=...)` asked for it; None likewise.
         seconds: Wall time of each stage that this choice ran, in the order in which they ended.
         prepared: How the model was prepared for inference, or "off" and why it was not; None where no model ran.
         ids: What the user calls the chosen rows, in order of choice; None where the rows have numbers only.
@@ -32,6 +34,7 @@ class Picked:
     neighbours: Tensor | None = None
     distances: Tensor | None = None
     mixture: Recipe | None = None
+    audit: Audit | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     prepared: str | None = None
     ids: list[Any] | None = None

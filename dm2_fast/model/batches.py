@@ -37,15 +37,17 @@ def make_batch(
     size: int,
     lock: AbstractContextManager[object],
     channels_last: bool = False,
+    some: Tensor | None = None,
     **options: Any,
 ) -> Batch:
-    """Size rows of the plain or mixed pool from start on.
+    """Size rows of the plain or mixed pool, or of some of its rows, from start on.
 
     What lies behind the pool's end is filled with copies of the last row: a batch of another shape may round
     differently. The lock is held while anything is read that need not bear two threads; options go to `mix`.
     """
     device, dtype = model_device(model), model_dtype(model)
-    rows = torch.arange(start, start + size).clamp(max=len(pool) - 1)
+    rows = torch.arange(start, start + size).clamp(max=len(pool if some is None else some) - 1)
+    rows = rows if some is None else some[rows]
     if isinstance(pool, Together) or are_integers(pool):
         if recipe is not None:
             check_mixable(pool)

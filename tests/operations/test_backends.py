@@ -60,18 +60,18 @@ def fresh() -> dict[str, Any]:
 
 @pytest.mark.parametrize("dtype", [torch.uint8, *FLOATS])
 def test_the_cpu_is_served_by_cpp(dtype: torch.dtype) -> None:
-    assert backends.resolve("auto", torch.zeros(2, 2, dtype=dtype)) is cpp
+    assert backends.resolve("auto", torch.zeros(2, 2, dtype=dtype), "knn") is cpp
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, *FLOATS])
 def test_other_devices_are_served_by_torch(dtype: torch.dtype) -> None:
-    assert backends.resolve("auto", torch.zeros(2, 2, dtype=dtype, device="meta")) is reference
+    assert backends.resolve("auto", torch.zeros(2, 2, dtype=dtype, device="meta"), "knn") is reference
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_torch_may_be_forced_everywhere(dtype: torch.dtype) -> None:
     for device in ("cpu", "meta"):
-        assert backends.resolve("torch", torch.zeros(2, 2, dtype=dtype, device=device)) is reference
+        assert backends.resolve("torch", torch.zeros(2, 2, dtype=dtype, device=device), "knn") is reference
 
 
 def test_triton_serves_the_gpu_or_the_interpreter_but_for_float64() -> None:
@@ -80,10 +80,10 @@ def test_triton_serves_the_gpu_or_the_interpreter_but_for_float64() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for dtype in (torch.uint8, torch.float16, torch.bfloat16, torch.float32):
         x = torch.zeros(2, 2, dtype=dtype, device=device)
-        assert backends.resolve("triton", x) is kernels
-        assert backends.resolve("auto", x) is (kernels if device == "cuda" else cpp)
+        assert backends.resolve("triton", x, "knn") is kernels
+        assert backends.resolve("auto", x, "knn") is (kernels if device == "cuda" else cpp)
     double = torch.zeros(2, 2, dtype=torch.float64, device=device)
-    assert backends.resolve("auto", double) is (reference if device == "cuda" else cpp)
+    assert backends.resolve("auto", double, "knn") is (reference if device == "cuda" else cpp)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_what_cannot_run_says_why_and_what_to_do(
     backend: str, x: torch.Tensor, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        backends.resolve(backend, x)
+        backends.resolve(backend, x, "knn")
 
 
 def test_triton_without_a_gpu_or_the_interpreter_says_what_to_do(fresh: dict[str, Any]) -> None:
@@ -130,7 +130,7 @@ def test_triton_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(importlib.util, "find_spec", missing)
     x = torch.zeros(2, 2, device="cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(RuntimeError, match=r"'triton' needs the triton package \(pip install triton, on Linux\)"):
-        backends.resolve("triton", x)
+        backends.resolve("triton", x, "knn")
 
 
 def test_threads_are_an_option_of_cpp_alone() -> None:
