@@ -17,7 +17,7 @@ BUILT = _C$(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_config_var
 PRELOAD = LD_PRELOAD="$(shell $(CXX) -print-file-name=$(1)) $(shell $(CXX) -print-file-name=libstdc++.so)"
 OPERATIONS := tests/operations --ignore tests/operations/test_ops.py -m "not slow" -k "not triton" -p no:cacheprovider
 
-.PHONY: run test test-slow fuzz lint bench gpu sanitize sanitize-extension limit install install-test clean
+.PHONY: run test test-slow fuzz test-compilers lint bench gpu sanitize sanitize-extension limit install install-test clean
 
 run: install  ## install, then DM2-AT on the digits that come with scikit-learn
 	$(PYTHON) -m dm2_fast run --strategy dm2-at
@@ -31,6 +31,17 @@ test-slow: install-test  ## the slow part: kills, compilers, large networks, who
 
 fuzz: install-test  ## random cases against oracles, without end; a finding prints the command that runs it again
 	$(PYTHON) tests/fuzz/run.py
+
+# constraints.txt holds the newest torch, .ci/compilers/ the others; each gets a virtual environment of its own.
+test-compilers:  ## the kernels' tests with every torch and Triton that is supported, before a release
+	for pins in .ci/compilers/*.txt constraints.txt; do \
+		env=build/compiler-$$(basename $$pins .txt); \
+		python3 -m venv $$env && $$env/bin/python -m pip --disable-pip-version-check install -q --upgrade 'pip>=25' && \
+		$$env/bin/python -m pip --disable-pip-version-check install -q -c $$pins -e '.[test]' && \
+		$$env/bin/python -m pytest -k "gpu or triton or kernels or aot" && \
+		$$env/bin/python benches/static_cost.py --json > $$env.json || exit 1; \
+	done
+	$$(ls -d build/compiler-*/bin/python | tail -1) benches/static_cost.py --join build/compiler-*.json
 
 lint: install-test  ## style and types
 	$(PYTHON) -m ruff check

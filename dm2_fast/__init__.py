@@ -5,9 +5,12 @@ from typing import TYPE_CHECKING, Any
 from dm2_fast import strategies
 from dm2_fast.acquire import select, select_from
 from dm2_fast.adversarial import fgsm, pair_loss
+from dm2_fast.operations.audit import Audit
 from dm2_fast.operations.knn import knn, pairwise
 from dm2_fast.operations.linear_probe import linear_probe
 from dm2_fast.operations.mix import mix
+from dm2_fast.operations.neighbours import Neighbours
+from dm2_fast.operations.probabilities import logits_of
 from dm2_fast.operations.uncertainty import uncertainty
 from dm2_fast.round import Picked, Round
 from dm2_fast.strategies.dm2 import DM2Config
@@ -19,7 +22,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Audit",
     "DM2Config",
+    "Neighbours",
     "Pass",
     "Picked",
     "Round",
@@ -29,6 +34,7 @@ __all__ = [
     "fgsm",
     "knn",
     "linear_probe",
+    "logits_of",
     "mix",
     "pair_loss",
     "pairwise",

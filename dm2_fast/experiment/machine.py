@@ -5,6 +5,7 @@ import platform
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def reproducible(threads: int | None) -> Iterator[None]:
 
 
 def machine(device: torch.device) -> list[str]:
-    """What timings depend on: the processor, the threads, the versions and the commit."""
+    """What timings depend on: the processor, the threads, the versions, the commit; and today's date in UTC."""
     model = next(
         (line.partition(":")[2].strip() for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")),
         platform.processor() or platform.machine(),
@@ -53,7 +54,7 @@ def machine(device: torch.device) -> list[str]:
     installed = [f"{name} {version}" for name, version in versions()]
     return [
         f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}, instruction set {_C.isa()}",
-        ", ".join([*installed, f"commit {commit.stdout.strip() or 'unknown'}"]),
+        ", ".join([*installed, f"commit {commit.stdout.strip() or 'unknown'}", str(datetime.now(timezone.utc).date())]),
     ]
 
 

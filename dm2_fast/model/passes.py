@@ -3,9 +3,9 @@
 import sys
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from threading import RLock
 from typing import Any, Literal, TypeVar
 
@@ -15,12 +15,21 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dm2_fast import threads
+from dm2_fast.model.batches import make_batch
+from dm2_fast.model.dataset_pool import DatasetPool
+from dm2_fast.model.from_arrays import NoModel
+from dm2_fast.model.functions import FunctionModel, rows_of, shape_of
 from dm2_fast.model.head import check_logits, check_model, evaluating, find_head, model_device, model_dtype
+from dm2_fast.model.limits import first_line, out_of_memory
+from dm2_fast.model.pools import Pool, read, unmixable
 from dm2_fast.model.preparation import VERIFIED_ROWS, Prepared, plain, prepare
+from dm2_fast.model.together import Batch, Together
 from dm2_fast.operations.arguments import one_of, shown, whole
-from dm2_fast.operations.arrays import ArrayLike, as_tensor, check_pool, name_rows
+from dm2_fast.operations.arrays import ArrayLike, as_tensor, name_rows
 from dm2_fast.operations.backends import MOST_THREADS, NAMES
-from dm2_fast.operations.mix import Normalize, Recipe, channel_statistics, mix
+from dm2_fast.operations.mix import Normalize, Recipe
+from dm2_fast.operations.multilabel import Over, check_over
+from dm2_fast.operations.probabilities import refuse_probabilities
 from dm2_fast.operations.uncertainty import Uncertainty, uncertainty
 
 Step = TypeVar("Step")
@@ -49,7 +58,7 @@ class ForwardPass:
 
     Args:
         model: Returns (n, C) logits for a batch of n samples.
-        inputs: The pool, (m, ...), as in `dm2_fast.mix`.
+        inputs: The pool, (m, ...), as in `dm2_fast.mix`; several arrays that belong together; or a data set.
         normalize: (mean, std) per channel, applied after scaling uint8 to [0, 1] and after mixing.
         head: The module whose input is the feature vector, or its dotted name; None to find it (see `find_head`).
         batch_size: The most rows per forward pass; a prepared model takes fewer at a time on a CPU, and a batch for
@@ -57,13 +66,14 @@ class ForwardPass:
         backend, num_threads, progress: As in `dm2_fast.knn`.
         prepare: "auto", or "off" to run the model as it is.
         autocast: torch.float16 or torch.bfloat16, to run the model under `torch.autocast`.
+        multilabel, these_are_logits: As in `dm2_fast.uncertainty`.
 
     Raises:
-        ValueError: the pool is empty, batch_size < 1, or prepare or autocast is none of the above.
+        ValueError: the pool is empty, batch_size < 1, or prepare, autocast or multilabel is none of the above.
     """
 
     model: nn.Module
-    inputs: ArrayLike
+    inputs: Pool
     normalize: Normalize | None = None
     head: str | nn.Module | None = None
     batch_size: int = 256
@@ -72,13 +82,15 @@ class ForwardPass:
     progress: bool = False
     prepare: Literal["auto", "off"] = "auto"
     autocast: torch.dtype | None = None
+    multilabel: Over | None = None
+    these_are_logits: bool = False
     _shared: _Shared = field(default_factory=_Shared, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         threads.threads_of_torch()
         check_model(self.model)
-        check_pool(self.inputs, "the pool")
-        channel_statistics(self.normalize, self.inputs.shape[1])
+        if not isinstance(self.inputs, DatasetPool):  # that is read when it is needed
+            _ = self.pool
         if self.head is not None and not isinstance(self.head, (str, nn.Module)):
             raise TypeError(f"head must be a module of the model or its name, got {shown(self.head)}")
         object.__setattr__(self, "batch_size", whole("batch_size", self.batch_size, 1))
@@ -90,8 +102,21 @@ class ForwardPass:
         kinds = (torch.float16, torch.bfloat16)
         if self.autocast is not None and not (isinstance(self.autocast, torch.dtype) and self.autocast in kinds):
             raise ValueError(f"autocast must be None, torch.float16 or torch.bfloat16, got {shown(self.autocast)}")
+        check_over(self.multilabel)
 
-    def over(self, inputs: ArrayLike) -> "ForwardPass":
+    @cached_property
+    def pool(self) -> ArrayLike | Together:
+        """The samples; those of a data set are read when this is first asked for."""
+        pool = read(self.inputs)
+        if isinstance(pool, (Tensor, np.ndarray)):
+            as_tensor(pool, "inputs")
+        if len(pool.shape) < 2 or 0 in pool.shape:
+            raise ValueError(f"inputs must be a non-empty (m, ...) pool, got shape {tuple(pool.shape)}")
+        if isinstance(pool, Together) and self.normalize is not None:
+            raise ValueError("normalize belongs to a pool of one array of images: normalize each input before, instead")
+        return pool
+
+    def over(self, inputs: Pool) -> "ForwardPass":
         """The same pass over other inputs, through the same prepared model."""
         return replace(self, inputs=inputs)
 
@@ -111,7 +136,7 @@ class ForwardPass:
         if own is not None:
             return own, self.logits()
         parts = self._run("features", None, features=True)
-        return torch.cat([features for features, _ in parts]), torch.cat([logits for _, logits in parts])
+        return torch.cat([features for features, _ in parts]), self._logits_of(parts)
 
     def _inputs_as_features(self) -> Tensor | None:
         """The inputs, where a forward pass would only copy them: a linear model that takes them as they are; else None.
@@ -121,9 +146,9 @@ class ForwardPass:
         """
         if not (isinstance(self.model, nn.Linear) and self.head in (None, self.model) and self.normalize is None):
             return None
-        if not isinstance(self.inputs, (Tensor, np.ndarray)) or len(self.inputs.shape) != 2:
+        if not isinstance(self.pool, (Tensor, np.ndarray)) or len(self.pool.shape) != 2:
             return None
-        features = as_tensor(self.inputs, "inputs")
+        features = as_tensor(self.pool, "inputs")
         if features.dtype != model_dtype(self.model) or features.device != model_device(self.model):
             return None
         step = max(1, _CHECKED_ELEMENTS // features.shape[1])
@@ -137,15 +162,28 @@ class ForwardPass:
         Raises:
             ValueError, TypeError: the model does not return finite (n, C) logits.
         """
-        return torch.cat([logits for _, logits in self._run("logits", None)])
+        return self._logits_of(self._run("logits", None))
 
-    def mixed_uncertainty(self, recipe: Recipe, kind: Uncertainty = "least-confidence") -> Tensor:
+    def mixed_uncertainty(
+        self, recipe: Recipe, kind: Uncertainty = "least-confidence", rows: Tensor | None = None
+    ) -> Tensor:
         """Mix every row by the recipe and return the uncertainty (m,) of the mixtures, Eqs. 7-10.
+
+        Args:
+            recipe: What each row of the pool is mixed with.
+            kind: As in `dm2_fast.uncertainty`.
+            rows: Mix only these rows, (n,) int64, and return (n,).
 
         Raises:
             ValueError, TypeError: the model does not return finite (n, C) logits.
         """
-        return self.uncertainty(torch.cat([logits for _, logits in self._run("mixed", recipe)]), kind)
+        return self.uncertainty(self._logits_of(self._run("mixed", recipe, rows=rows)), kind)
+
+    def _logits_of(self, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+        logits = torch.cat([logits for _, logits in parts])
+        if self.multilabel is None and not self.these_are_logits:
+            refuse_probabilities(logits, "the outputs of the model")
+        return logits
 
     def softmax_moments(self, passes: int, use: Callable[[int], None]) -> tuple[Tensor, Tensor]:
         """Run the model itself several times, and return the mean of the softmax p and the mean entropy of p.
@@ -172,18 +210,23 @@ class ForwardPass:
                 entropies.append(entropy)
         return torch.cat(means), torch.cat(entropies)
 
-    def first_rows(self) -> Tensor:
+    def first_rows(self) -> Batch:
         """A batch of the first two rows (one, of a batch_size of one), as the model takes it."""
         return self._batch(None, 0, min(2, self.batch_size))
 
     def uncertainty(self, logits: Tensor, kind: Uncertainty) -> Tensor:
-        """`uncertainty` with the backend and threads of this pass."""
-        return uncertainty(logits, kind, **self.compute)
+        """`uncertainty` with the backend and threads of this pass, of logits that were checked where they were made."""
+        return uncertainty(logits, kind, multilabel=self.multilabel, these_are_logits=True, **self.compute)
 
     def prepared(self) -> Prepared:
         """What runs in place of the model; its note says what was done, or why nothing was."""
         if self.prepare == "off":
             return Prepared("off", plain(self.model, None))
+        unfit = "a function runs as it is" if isinstance(self.model, FunctionModel) else unmixable(self.pool)
+        if unfit is not None:
+            with self._shared.lock:
+                self._shared.prepared = Prepared(f"off: {unfit}", plain(self.model, None))
+                return self._shared.prepared
         autocast = self._autocast()
         with self._shared.lock:
             if self._shared.prepared is not None and self._shared.state == self._state(autocast):
@@ -215,7 +258,9 @@ class ForwardPass:
         """What `prepared` did, or would say; None while nothing has run."""
         if self.prepare == "off":
             return "off"
-        return None if self._shared.prepared is None else self._shared.prepared.note
+        if self._shared.prepared is None or isinstance(self.model, NoModel):
+            return None
+        return self._shared.prepared.note
 
     def _autocast(self) -> torch.dtype | None:
         """The dtype of autocast: ours, or that of the caller, which does not reach other threads by itself."""
@@ -224,9 +269,11 @@ class ForwardPass:
             return torch.get_autocast_dtype(device)
         return self.autocast
 
-    def _run(self, name: str, recipe: Recipe | None, features: bool = False) -> list[tuple[Tensor, Tensor]]:
-        """(features, logits) of the plain or mixed pool, in parts; features are the logits where not asked for."""
-        device, autocast, m = model_device(self.model), self._autocast(), len(self.inputs)
+    def _run(
+        self, name: str, recipe: Recipe | None, features: bool = False, rows: Tensor | None = None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """(features, logits) of the plain or mixed pool, or of some rows, in parts; no features are logits instead."""
+        device, autocast, m = model_device(self.model), self._autocast(), len(self.inputs if rows is None else rows)
         engine = self.prepared()
         if features and engine.head is None:
             engine = Prepared(engine.note, self._features)
@@ -247,17 +294,17 @@ class ForwardPass:
             parts, end = [], min(start + size, m)
             with contexts():
                 while start < end:
-                    rows = limit
+                    count = limit
                     try:
                         of_mix = 1 if engine.threads else self.num_threads
-                        batch = self._batch(recipe, start, rows, of_mix, engine.channels_last)
-                        parts.append(self._outputs(engine, batch, features, start, min(rows, end - start)))
+                        batch = self._batch(recipe, start, count, of_mix, engine.channels_last, rows)
+                        parts.append(self._outputs(engine, batch, features, start, min(count, end - start)))
                     except (RuntimeError, MemoryError) as error:
-                        if rows == 1 or not out_of_memory(error):
+                        if count == 1 or not out_of_memory(error):
                             raise
-                        limit, shortage = min(limit, rows // 2), first_line(error)
+                        limit, shortage = min(limit, count // 2), first_line(error)
                     else:
-                        start += rows
+                        start += count
             return parts
 
         if engine.threads:  # a copy, so that no call waits for another, and no operator for another thread
@@ -278,24 +325,24 @@ class ForwardPass:
         bar: Iterable[Step] = tqdm(steps, name, total, leave=False, disable=None if self.progress else True)
         return bar
 
-    def _features(self, batch: Tensor) -> tuple[Tensor | None, Tensor]:
+    def _features(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
         """(features, logits) of a batch from the model as it is, whose head is found first."""
+        if isinstance(self.model, FunctionModel):
+            return self.model.features_and_logits(batch)
         if self._shared.head is None:
             self._shared.head = find_head(self.model, batch, self.head)
         return plain(self.model, self._shared.head)(batch)
 
-    def _outputs(self, engine: Prepared, batch: Tensor, wanted: bool, start: int, keep: int) -> tuple[Tensor, Tensor]:
+    def _outputs(self, engine: Prepared, batch: Batch, wanted: bool, start: int, keep: int) -> tuple[Tensor, Tensor]:
         """Checked (features, logits) of a batch, of which the first keep rows count: those from start on."""
-        size = len(batch)
+        size = rows_of(batch)
         try:
             features, returned = engine.run(batch)
         except Exception as error:
             if sys.version_info >= (3, 11):
-                error.add_note(
-                    f"model ran on rows {start} to {start + keep - 1}, a batch of shape {tuple(batch.shape)}"
-                )
+                error.add_note(f"model ran on rows {start} to {start + keep - 1}, a batch of shape {shape_of(batch)}")
             raise
-        logits = check_logits(returned)
+        logits = check_logits(returned, 2 if self.multilabel is None else 1)
         if len(logits) != size:
             raise ValueError(f"model must return one row per sample, got {len(logits)} rows for {size} samples")
         _check_finite("logits", logits[:keep].amax(1, keepdim=True), start)
@@ -309,43 +356,19 @@ class ForwardPass:
         return features[:keep].clone(), logits[:keep].clone()
 
     def _batch(
-        self, recipe: Recipe | None, start: int, size: int, num_threads: int | None = None, channels_last: bool = False
-    ) -> Tensor:
-        """Size rows of the plain or mixed pool from start on, as the model takes them.
-
-        What lies behind the pool's end is filled with copies of the last row: a batch of another shape may round
-        differently.
-        """
-        rows = torch.arange(start, start + size).clamp(max=len(self.inputs) - 1)
-        neighbours, lam, weights = torch.empty(size, 0, dtype=torch.int64), torch.tensor(1.0), None
-        if recipe is not None:
-            neighbours, lam = recipe.indices[rows].cpu(), recipe.lam[rows].cpu()
-            weights = None if recipe.weights is None else recipe.weights[rows].cpu()
-        in_memory = isinstance(self.inputs, (Tensor, np.ndarray))
-        with nullcontext() if in_memory else self._shared.lock:  # other pools need not bear to be read by two threads
-            batch = mix(
-                self.inputs,
-                neighbours,
-                lam,
-                weights=weights,
-                rows=rows,
-                normalize=self.normalize,
-                backend=self.backend,
-                memory_format=torch.channels_last if channels_last else torch.preserve_format,
-                num_threads=num_threads,
-            )
-        return batch.to(model_device(self.model), model_dtype(self.model))
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that there is not enough memory."""
-    cpu = ("can't allocate memory", "not enough memory")  # of torch's allocator on Linux and on Windows
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in cpu)
-
-
-def first_line(error: Exception) -> str:
-    """What an error says first."""
-    return (str(error) or type(error).__name__).splitlines()[0]
+        self,
+        recipe: Recipe | None,
+        start: int,
+        size: int,
+        num_threads: int | None = None,
+        channels_last: bool = False,
+        some: Tensor | None = None,
+    ) -> Batch:
+        """Size rows of the plain or mixed pool (or of some of its rows) from start on, see `make_batch`."""
+        return make_batch(
+            self.model, self.pool, recipe, start, size, self._shared.lock, channels_last, some,
+            normalize=self.normalize, backend=self.backend, num_threads=num_threads,
+        )  # fmt: skip
 
 
 def _check_finite(name: str, values: Tensor, start: int) -> None:

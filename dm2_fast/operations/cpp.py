@@ -32,8 +32,8 @@ def _written(out: Tensor) -> NDArray[Any]:
     return out.numpy()
 
 
-def _rows(rows: Tensor) -> NDArray[Any]:
-    """Rows of any strides where they are; bfloat16, which NumPy lacks, as the int16 of its bits."""
+def array(rows: Tensor) -> NDArray[Any]:
+    """The rows where they are; bfloat16, which NumPy lacks, as the int16 of its bits."""
     return (rows.view(torch.int16) if rows.dtype == torch.bfloat16 else rows).numpy()
 
 
@@ -45,6 +45,11 @@ def _dense_rows(rows: Tensor) -> NDArray[Any]:
 
 def _threads(num_threads: int | None) -> int:
     return num_threads or torch.get_num_threads()
+
+
+def prepared(dtype: torch.dtype) -> tuple[Any, Any]:
+    """The classes of csrc/index.hpp and csrc/graph.hpp for a dtype of distances."""
+    return (_C.IndexDouble, _C.GraphDouble) if dtype == torch.float64 else (_C.IndexFloat, _C.GraphFloat)
 
 
 def pairwise(
@@ -60,9 +65,9 @@ def pairwise(
 ) -> None:
     """`reference.pairwise`, with the fixed summation order of csrc/distance.hpp."""
     _C.pairwise(
-        _rows(queries),
+        array(queries),
         _dense(query_scale),
-        _rows(rows),
+        array(rows),
         _dense(row_scale),
         _written(out),
         w1,
@@ -100,10 +105,10 @@ def knn(
             filter at all; None for what a sample of the data suggests.
     """
     _C.knn(
-        _rows(queries),
+        array(queries),
         _dense(query_scale),
         _dense(query_ids),
-        _rows(rows),
+        array(rows),
         _dense(row_scale),
         _dense(row_ids),
         _written(distances),
