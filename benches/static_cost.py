@@ -240,7 +240,10 @@ def read(binary: Any, target: GPUTarget) -> Code:
     code.widths = sorted({opcode for opcode in opcodes if re.match(access, opcode)})
     inner = [a for a in loops if not any(a[0] <= b[0] and b[1] <= a[1] and a != b for b in loops)]
     bodies = [opcodes[start:stop] for start, stop in inner]
-    arithmetic = lambda body: float32(body, 1) + sum("VABSDIFF4" in op or "IDP.4A" in op for op in body)  # noqa: E731
+
+    def arithmetic(body: list[str]) -> float:
+        return float32(body, 1) + sum("VABSDIFF4" in op or "IDP.4A" in op for op in body)
+
     code.loop = max(bodies, key=lambda body: (arithmetic(body), len(body)), default=[])
     return code
 
