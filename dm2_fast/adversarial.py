@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dm2_fast.model.head import check_logits, evaluating, model_device, model_dtype
-from dm2_fast.model.passes import first_line, out_of_memory
+from dm2_fast.model.limits import first_line, out_of_memory
 from dm2_fast.operations.mix import Normalize, channel_statistics
 
 
