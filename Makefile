@@ -55,7 +55,9 @@ gpu: install-test  ## the Triton kernels on a CUDA device: tests, timings agains
 	$(PYTHON) -c 'import torch; assert torch.cuda.is_available(), "make gpu needs a CUDA device"'
 	$(PYTHON) -m pytest -k "gpu or triton or kernels or aot"
 	$(PYTHON) -m pytest benches
-	$(PYTHON) benches/static_cost.py --measure
+	mkdir -p results/gpu
+	$(PYTHON) -m dm2_fast info --check | tee results/gpu/info.txt
+	$(PYTHON) benches/static_cost.py --measure | tee results/gpu/kernels.md
 
 sanitize:  ## the C++ neighbour search under AddressSanitizer and UndefinedBehaviorSanitizer, then ThreadSanitizer
 	mkdir -p build
