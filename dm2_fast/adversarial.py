@@ -7,11 +7,11 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from dm2_fast.model.head import check_logits, evaluating, model_device, model_dtype
 from dm2_fast.model.passes import first_line, out_of_memory
 from dm2_fast.operations.mix import Normalize, channel_statistics
+from dm2_fast.progress import tqdm
 
 
 def fgsm(
@@ -91,9 +91,7 @@ def fgsm(
                 done += len(parts[-1])
                 bar.update(len(parts[-1]))
     if size < batch_size:
-        warnings.warn(
-            f"not enough memory for {batch_size} rows at a time, {size} are run instead: {shortage}", stacklevel=2
-        )
+        warnings.warn(f"not enough memory for {batch_size} rows at a time, now {size}: {shortage}", stacklevel=2)
     return torch.cat(parts)
 
 

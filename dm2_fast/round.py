@@ -18,6 +18,7 @@ from dm2_fast.model.passes import ForwardPass
 from dm2_fast.operations.arrays import ArrayLike
 from dm2_fast.operations.mix import Recipe
 from dm2_fast.operations.uncertainty import Uncertainty
+from dm2_fast.words import count
 
 T = TypeVar("T")
 
@@ -43,6 +44,16 @@ class Picked:
     mixture: Recipe | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     prepared: str | None = None
+
+    def __repr__(self) -> str:
+        chosen = self.indices.tolist()
+        parts = [f"{count(len(chosen), 'row')}: {', '.join(map(str, chosen[:5]))}{', ...' * (len(chosen) > 5)}"]
+        if self.scores is not None and chosen:
+            first, last = (self.scores[row].item() for row in (chosen[0], chosen[-1]))
+            parts.append(f"scores {first:.3g} to {last:.3g} of {len(self.scores)}")
+        if self.seconds:
+            parts.append(f"{sum(self.seconds.values()):.2g} s")
+        return f"Picked({'; '.join(parts)})"
 
 
 @dataclass

@@ -13,13 +13,13 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from dm2_fast.model.head import check_logits, evaluating, find_head, model_device, model_dtype
 from dm2_fast.model.preparation import Prepared, plain, prepare
 from dm2_fast.operations.arrays import ArrayLike, as_tensor, name_rows
 from dm2_fast.operations.mix import Normalize, Recipe, mix
 from dm2_fast.operations.uncertainty import Uncertainty, uncertainty
+from dm2_fast.progress import tqdm
 
 Step = TypeVar("Step")
 
@@ -255,7 +255,7 @@ class ForwardPass:
                 parts = list(self._bar(map(run, starts), name, len(starts)))
         if limit < size:
             warnings.warn(
-                f"not enough memory for {size} rows at a time, {limit} are run instead: {shortage}",
+                f"not enough memory for {size} rows at a time, now {limit}: {shortage}",
                 stacklevel=3,
             )
         return [part for some in parts for part in some]

@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-import yaml
-from matplotlib.figure import Figure
-
+from dm2_fast import extras
 from dm2_fast.experiment.config import identity
 
 COLUMNS = (
@@ -79,7 +76,9 @@ def write_report(folders: Sequence[Path], output: Path, *, echo: Callable[[str],
 
     Raises:
         ValueError: no folder holds a run, a run's files are damaged, or two folders hold the same run.
+        MissingExtra: matplotlib or pyyaml is not installed.
     """
+    extras.check("run", "the report", "yaml", "matplotlib")
     echo = echo or (lambda line: None)
     runs, notes = [], []
     for folder in folders:
@@ -103,6 +102,8 @@ def write_report(folders: Sequence[Path], output: Path, *, echo: Callable[[str],
 
 
 def _read(folder: Path) -> _Run:
+    import yaml
+
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text())
         if not isinstance(config, dict):
@@ -210,6 +211,9 @@ def _title(runs: Sequence[_Run]) -> str:
 
 def _draw(file: Path, curves: dict[str, list[_Point]], title: str) -> None:
     """Accuracy against labels, clean and under FGSM: the mean, and a band of one standard deviation."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     panels = figure.subplots(1, 2)
     colours = matplotlib.colormaps["tab10"].colors  # type: ignore[attr-defined]
