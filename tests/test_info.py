@@ -34,7 +34,7 @@ def test_info_tells_versions_devices_backends_and_data_sets(
     assert versions["python"].startswith(platform.python_version())
     assert versions["torch"] == importlib.metadata.version("torch")
     assert versions["numpy"] == numpy.__version__
-    assert list(versions) == ["dm2_fast", "python", "torch", "torchvision", "triton", "numpy"]
+    assert list(versions) == ["python", "dm2_fast", "torch", "torchvision", "triton", "numpy"]
     devices = section(lines, "devices")
     assert devices["cpu"].startswith(f"{torch.get_num_threads()} threads")
     assert devices["cuda"].startswith("no GPU: ")

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-import dm2_fast
 from dm2_fast.operations import backends
 from dm2_fast.words import count
 
@@ -66,9 +65,8 @@ def _lines(file: Path) -> list[str]:
 
 def versions() -> Iterator[tuple[str, str]]:
     """What is installed: (package, version)."""
-    yield "dm2_fast", dm2_fast.__version__
     yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    for package in ("torch", "torchvision", "triton", "numpy"):
+    for package in ("dm2_fast", "torch", "torchvision", "triton", "numpy"):
         try:
             yield package, metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -1,0 +1,157 @@
+"""What a round computes once, and how its clock counts."""
+
+import time
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dm2_fast import DM2Config, Round, select, select_from
+from dm2_fast.model.passes import ForwardPass
+from dm2_fast.operations import backends, cpp, reference
+
+
+class Counted(nn.Sequential):
+    """Counts the samples that it was given."""
+
+    samples = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.samples += len(x)
+        return super().forward(x)
+
+
+@pytest.fixture
+def pool() -> Tensor:
+    return torch.rand(40, 5, generator=torch.Generator().manual_seed(0))
+
+
+def a_round(pool: Tensor, *layers: nn.Module) -> tuple[Counted, Round]:
+    torch.manual_seed(0)
+    model = Counted(*(layers or (nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))))
+    return model, Round(ForwardPass(model, pool, batch_size=8, prepare="off"))
+
+
+def test_logits_and_features_share_one_pass_in_whatever_order_they_are_read(pool: Tensor) -> None:
+    for first, second in (("logits", "features"), ("features", "logits"), ("features", "only_logits")):
+        model, asked = a_round(pool)
+        getattr(asked, first)
+        passed = model.samples
+        getattr(asked, second)
+        assert model.samples == passed, (first, second)
+        assert list(asked.seconds) == ["features"]
+        torch.testing.assert_close(asked.logits, model(pool))
+        torch.testing.assert_close(asked.features, model[:2](pool))
+
+
+def test_only_logits_keeps_no_features(pool: Tensor) -> None:
+    _, asked = a_round(pool)
+    _ = asked.only_logits
+    assert list(asked.seconds) == ["logits"]
+    assert list(asked._kept) == [("logits", None)]
+
+
+def test_a_model_without_a_head_has_logits_all_the_same(pool: Tensor) -> None:
+    model, asked = a_round(pool, nn.Linear(5, 3), nn.Softplus())
+    torch.testing.assert_close(asked.logits, model(pool))
+    with pytest.raises(ValueError, match="model must have a linear layer whose output is the logits"):
+        _ = asked.features
+
+
+def test_a_stage_does_not_count_the_time_of_those_within(pool: Tensor) -> None:
+    _, asked = a_round(pool)
+    with asked.stage("outer"):
+        time.sleep(0.02)
+        with asked.stage("inner"):
+            time.sleep(0.2)
+        with asked.stage("inner"):
+            time.sleep(0.2)
+    assert asked.seconds["inner"] >= 0.4
+    whole = sum(asked.seconds.values())
+    assert asked.seconds["outer"] == pytest.approx(whole - asked.seconds["inner"])
+    assert list(asked.seconds) == ["inner", "outer"]
+
+
+def test_a_stage_that_fails_keeps_the_time_of_those_before(pool: Tensor) -> None:
+    _, asked = a_round(pool)
+
+    def fail() -> None:
+        _ = asked.features
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        asked.once("outer", None, fail)
+    assert list(asked.seconds) == ["features"]
+
+
+def test_a_choice_says_what_it_ran_itself(pool: Tensor) -> None:
+    _, asked = a_round(pool)
+    assert list(select_from(asked, 3, "dm2", DM2Config(k=2)).seconds) == ["features", "neighbours", "mixed", "choose"]
+    assert list(select_from(asked, 5, "dm2", DM2Config(k=2)).seconds) == ["neighbours", "mixed", "choose"]
+    assert list(select_from(asked, 3, "margin").seconds) == ["choose"]
+
+
+def test_mixtures_are_kept_for_the_same_options_only(pool: Tensor) -> None:
+    _, asked = a_round(pool)
+    first = select_from(asked, 3, "dm2", DM2Config(k=2)).scores
+    assert select_from(asked, 3, "dm2", DM2Config(k=2, offset=4)).scores is first
+    other = select_from(asked, 3, "dm2", DM2Config(k=2, lam=0.9)).scores
+    assert other is not None
+    assert not torch.equal(other, first)
+    _, fresh = a_round(pool)
+    assert torch.equal(select_from(fresh, 3, "dm2", DM2Config(k=2, lam=0.9)).scores, other)
+
+
+@pytest.mark.parametrize("strategy", ["margin", "coreset", "bald", "dm2"])
+def test_how_the_model_ran_is_told_by_every_strategy(strategy: str, pool: Tensor) -> None:
+    layers = nn.Linear(5, 4), nn.Dropout(0.5), nn.Linear(4, 3)
+    torch.manual_seed(0)
+    model = nn.Sequential(*layers)
+    picked = select(model, pool[4:], 3, strategy, labelled=pool[:4])
+    assert picked.prepared is not None
+    assert not picked.prepared.startswith("off")
+    assert select(model, pool[4:], 3, strategy, labelled=pool[:4], prepare="off").prepared == "off"
+
+
+def test_random_runs_no_model(pool: Tensor) -> None:
+    model, asked = a_round(pool)
+    select_from(asked, 3, "random")
+    assert model.samples == 0
+
+
+@pytest.mark.parametrize("strategy", ["coreset", "core-gcn", "badge", "noise-stability", "prob-cover"])
+def test_the_search_for_the_nearest_runs_where_it_is_asked_to(
+    strategy: str, pool: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = []
+    for module in (cpp, reference):
+        whole = module.lower_to_nearest
+        monkeypatch.setattr(module, "lower_to_nearest", lambda *a, m=module, w=whole, **k: used.append(m) or w(*a, **k))
+    torch.manual_seed(0)
+    model = nn.Linear(5, 3)
+    known = {"labelled": pool[:6], "labels": torch.arange(6) % 3}
+    chosen = {}
+    for backend, module in (("cpp", cpp), ("torch", reference)):
+        used.clear()
+        chosen[backend] = select(model, pool[6:], 5, strategy, backend=backend, **known).indices.tolist()
+        assert set(used) == {module}, backend
+    assert chosen["cpp"] == chosen["torch"]
+
+
+def test_there_is_no_kernel_for_the_nearest_and_nothing_hides_it() -> None:
+    x = torch.rand(4, 3)
+    assert backends.resolve("auto", x, "lower_to_nearest") is cpp
+    assert backends.resolve("auto", x.to("meta"), "lower_to_nearest") is reference
+    with pytest.raises(RuntimeError, match="backend='triton' has no kernel for lower_to_nearest"):
+        backends.resolve("triton", x, "lower_to_nearest")
+
+
+def test_options_are_checked_before_anything_runs(pool: Tensor) -> None:
+    model, asked = a_round(pool)
+    with pytest.raises(TypeError, match="strategy margin has no options: leave options out"):
+        select_from(asked, 3, "margin", DM2Config())
+    with pytest.raises(ValueError, match=r"budget must be in \[1, 40\] for a pool of 40 rows, got 41"):
+        select_from(asked, 41, "coreset")
+    with pytest.raises(TypeError, match=r"a name or a function, got a DM2Config \(options go to options=\)"):
+        select(model, pool, 3, DM2Config())  # type: ignore[arg-type]
+    assert model.samples == 0
