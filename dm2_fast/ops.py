@@ -3,10 +3,10 @@
 Each is one opaque node that checks its arguments and chooses its implementation as the function of the same name does.
 """
 
-# Optional[...], since torch 2.6 cannot read "| None" in the signature of an operator.
-# ruff: noqa: UP045
+# Optional and List, since torch 2.6 cannot read "| None" and "list" in the signature of an operator.
+# ruff: noqa: UP006, UP035, UP045
 
-from typing import Optional
+from typing import List, Optional
 
 import torch
 from torch import Tensor
@@ -38,8 +38,8 @@ def mix(
     lam: Tensor,
     weights: Optional[Tensor] = None,
     rows: Optional[Tensor] = None,
-    mean: Optional[list[float]] = None,
-    std: Optional[list[float]] = None,
+    mean: Optional[List[float]] = None,
+    std: Optional[List[float]] = None,
     backend: str = "auto",
 ) -> Tensor:
     """`dm2_fast.mix`, with lam a tensor and normalize in two lists, both or neither."""
@@ -56,8 +56,8 @@ def _(
     lam: Tensor,
     weights: Optional[Tensor] = None,
     rows: Optional[Tensor] = None,
-    mean: Optional[list[float]] = None,
-    std: Optional[list[float]] = None,
+    mean: Optional[List[float]] = None,
+    std: Optional[List[float]] = None,
     backend: str = "auto",
 ) -> Tensor:
     dtype = torch.float32 if inputs.dtype == torch.uint8 else inputs.dtype
