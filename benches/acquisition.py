@@ -11,21 +11,20 @@ same but for ties to 1e-5.
 
 import argparse
 import itertools
-import multiprocessing
-import resource
 import statistics
-import threading
 import time
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 import torchvision
+from process import in_fresh_process
 from torch import Tensor, nn
 
 import dm2_fast
 from dm2_fast.experiment import models
+from dm2_fast.model.passes import ForwardPass
+from dm2_fast.paper.clock import measured
 
 K, LAM, BUDGET = 10, 0.5, 100
 NORMALIZE = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
@@ -59,6 +58,7 @@ def trained(name: str, x: Tensor, y: Tensor, steps: int = 64) -> nn.Module:
 
 def ours(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, dict[str, float]]:
     picked = dm2_fast.select(model, x, BUDGET, options=dm2_fast.DM2Config(k=K, lam=LAM), normalize=NORMALIZE)
+    assert picked.scores is not None
     return picked.scores, picked.indices, picked.seconds
 
 
@@ -98,38 +98,12 @@ def plain(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, dict[str, float]
 METHODS = {"dm2_fast": ours, "plain": plain}
 
 
-def resident() -> float:
-    """Memory of this process, MB."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
-
-
-def measured(method: str, model: nn.Module, args: argparse.Namespace, send: Connection) -> None:
-    """Send what one run gives, and the most memory that it took beyond what lay there before, MB."""
+def run(method: str, model: nn.Module, args: argparse.Namespace) -> tuple[Tensor, Tensor, dict[str, float], int]:
+    """What one run gives, and the most memory that it took beyond what lay there before, bytes."""
     x, _ = images(args.data_dir, args.pool)
     METHODS[method](model, x[:256])  # start threads
-    before, highest, stop = resident(), [0.0], threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(0.005):
-            highest[0] = max(highest[0], resident())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    scores, indices, seconds = METHODS[method](model, x)
-    stop.set()
-    watcher.join()
-    send.send((scores.numpy(), indices.numpy(), seconds, highest[0] - before))
-
-
-def in_a_fresh_process(method: str, model: nn.Module, args: argparse.Namespace) -> tuple[Tensor, Tensor, dict, float]:
-    context = multiprocessing.get_context("spawn")
-    receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=measured, args=(method, model, args, send))
-    process.start()
-    send.close()  # so that a process that fails ends the wait
-    scores, indices, seconds, peak = receive.recv()
-    process.join()
-    return torch.from_numpy(scores), torch.from_numpy(indices), seconds, peak
+    answer, _, peak = measured(lambda: METHODS[method](model, x))
+    return *answer, peak
 
 
 def same(first: Tensor, second: Tensor, scores: Tensor) -> bool:
@@ -151,11 +125,11 @@ def main() -> None:
     for name in args.models:
         model = trained(name, x, y)
         runs: dict[str, list[dict[str, float]]] = {method: [] for method in METHODS}
-        peaks: dict[str, list[float]] = {method: [] for method in METHODS}
+        peaks: dict[str, list[int]] = {method: [] for method in METHODS}
         for _ in range(args.repeats):
             chosen = {}
             for method in METHODS:
-                scores, indices, seconds, peak = in_a_fresh_process(method, model, args)
+                scores, indices, seconds, peak = in_fresh_process(run, method, model, args)
                 chosen[method] = indices, scores
                 runs[method].append(seconds)
                 peaks[method].append(peak)
@@ -164,7 +138,7 @@ def main() -> None:
             if chosen["plain"][1].std() < 1e-3:
                 raise SystemExit(f"{name}: the scores do not tell the rows apart")
         start = time.perf_counter()
-        forward = dm2_fast.model.passes.ForwardPass(model, x, NORMALIZE)
+        forward = ForwardPass(model, x, NORMALIZE)
         forward.prepared()
         prepared = time.perf_counter() - start
         totals = {method: statistics.median(sum(run.values()) for run in runs[method]) for method in METHODS}
@@ -176,7 +150,7 @@ def main() -> None:
             ratio = totals["plain"] / totals[method]
             print(
                 f"| {name}, {method} | {rate:.0f} | {shares} | {preparation} | {totals[method]:.1f} "
-                f"| {ratio:.2f} | {max(peaks[method]):.0f} |",
+                f"| {ratio:.2f} | {max(peaks[method]) / 2**20:.0f} |",
                 flush=True,
             )
 

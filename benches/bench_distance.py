@@ -1,6 +1,7 @@
 """knn and pairwise on ReLU-like features, against the reference."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ def features(m: int, d: int, device: torch.device) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("m", "d"), [(1000, 128), (1000, 512)])
-def bench_knn(timed: Callable, backend: str, device: torch.device, m: int, d: int) -> None:
+def bench_knn(timed: Callable[..., Any], backend: str, device: torch.device, m: int, d: int) -> None:
     x, k = features(m, d, device), 10
     _, expected = dm2_fast.knn(x[:200], k, backend="torch")
     _, found = dm2_fast.knn(x[:200], k, backend=backend)
@@ -24,7 +25,7 @@ def bench_knn(timed: Callable, backend: str, device: torch.device, m: int, d: in
 
 
 @pytest.mark.parametrize(("m", "d"), [(1000, 128), (1000, 512)])
-def bench_pairwise(timed: Callable, backend: str, device: torch.device, m: int, d: int) -> None:
+def bench_pairwise(timed: Callable[..., Any], backend: str, device: torch.device, m: int, d: int) -> None:
     x = features(m, d, device)
     expected = dm2_fast.pairwise(x[:200], backend="torch")
     torch.testing.assert_close(dm2_fast.pairwise(x[:200], backend=backend), expected)

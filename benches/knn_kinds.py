@@ -19,7 +19,7 @@ from torch import Tensor
 
 import dm2_fast
 from dm2_fast.operations import cpp
-from dm2_fast.operations.knn import weights
+from dm2_fast.operations.knn import Metric, weights
 
 Generator = np.random.Generator
 
@@ -29,7 +29,8 @@ def gauss(rng: Generator, m: int, d: int) -> np.ndarray:
 
 
 def relu(rng: Generator, m: int, d: int) -> np.ndarray:
-    return np.maximum(gauss(rng, m, 16) @ gauss(rng, 16, d) / 4 + gauss(rng, m, d) / 2 - 1, 0)
+    x: np.ndarray = np.maximum(gauss(rng, m, 16) @ gauss(rng, 16, d) / 4 + gauss(rng, m, d) / 2 - 1, 0)
+    return x
 
 
 def constant(rng: Generator, m: int, d: int) -> np.ndarray:
@@ -47,7 +48,8 @@ def outlier(rng: Generator, m: int, d: int) -> np.ndarray:
 
 
 def scales(rng: Generator, m: int, d: int) -> np.ndarray:
-    return relu(rng, m, d) * rng.choice(np.float32([1e-35, 1e-18, 1, 1e18, 1e35]), (m, 1))
+    x: np.ndarray = relu(rng, m, d) * rng.choice(np.array([1e-35, 1e-18, 1, 1e18, 1e35], np.float32), (m, 1))
+    return x
 
 
 def zero_rows(rng: Generator, m: int, d: int) -> np.ndarray:
@@ -80,9 +82,11 @@ def real(file: Path) -> Callable[[Generator, int, int], np.ndarray]:
     """Random rows of the file, their columns added up with random signs to d dimensions."""
 
     def rows(rng: Generator, m: int, d: int) -> np.ndarray:
-        x = np.load(file)
-        x = x[rng.permutation(len(x))[:m]] * rng.choice(np.float32([-1, 1]) if d < x.shape[1] else [1], x.shape[1])
-        return x.reshape(len(x), d, -1).sum(2, dtype=np.float32)
+        x: np.ndarray = np.load(file)
+        signs = np.array([-1, 1] if d < x.shape[1] else [1], np.float32)
+        x = x[rng.permutation(len(x))[:m]] * rng.choice(signs, x.shape[1])
+        summed: np.ndarray = x.reshape(len(x), d, -1).sum(2, dtype=np.float32)
+        return summed
 
     return rows
 
@@ -93,7 +97,7 @@ def clock(call: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def compare(name: str, x: np.ndarray, held: np.ndarray, metric: str, args: argparse.Namespace) -> None:
+def compare(name: str, x: np.ndarray, held: np.ndarray, metric: Metric, args: argparse.Namespace) -> None:
     m, k = len(x), args.k
     asked = np.random.default_rng(1).permutation(m)[: args.sample]
     queries = None

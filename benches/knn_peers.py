@@ -10,21 +10,20 @@ their seconds are scaled by M / Q. Each runs in its own process.
 
 import argparse
 import importlib.util
-import multiprocessing
 import platform
-import resource
 import statistics
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from process import in_fresh_process
 
 import dm2_fast
 from dm2_fast.operations.knn import weights
+from dm2_fast.paper.clock import measured
 
 Answer = tuple[np.ndarray, np.ndarray]
 LARGEST = np.iinfo(np.int64).max
@@ -82,12 +81,12 @@ def faiss_l1(x: np.ndarray, queries: np.ndarray, k: int) -> Answer:
     return torch.stack([f[0] for f in found]).numpy(), torch.stack([f[1] for f in found]).numpy()
 
 
-def _compiled():
+def _compiled() -> tuple[Any, Any]:
     """The distance of two rows by numba, for usearch and for the loop in numba."""
     import numba
 
-    @numba.njit(fastmath=True)
-    def distance(a, b, d):
+    @numba.njit(fastmath=True)  # type: ignore[untyped-decorator]
+    def distance(a: Any, b: Any, d: Any) -> Any:
         l1 = numba.float32(0)
         l2 = numba.float32(0)
         for t in range(d):
@@ -106,8 +105,8 @@ def usearch_exact(x: np.ndarray, queries: np.ndarray, k: int) -> Answer:
     d = x.shape[1]
     pointer = numba.types.CPointer(numba.types.float32)
 
-    @numba.cfunc(numba.types.float32(pointer, pointer))
-    def metric(a, b):
+    @numba.cfunc(numba.types.float32(pointer, pointer))  # type: ignore[untyped-decorator]
+    def metric(a: Any, b: Any) -> Any:
         return distance(numba.carray(a, (d,)), numba.carray(b, (d,)), d)
 
     rows = F.normalize(torch.from_numpy(x)).numpy()
@@ -121,8 +120,8 @@ def usearch_exact(x: np.ndarray, queries: np.ndarray, k: int) -> Answer:
 def numba_loop(x: np.ndarray, queries: np.ndarray, k: int) -> Answer:
     numba, distance = _compiled()
 
-    @numba.njit(parallel=True)
-    def all_distances(rows, asked, out):
+    @numba.njit(parallel=True)  # type: ignore[untyped-decorator]
+    def all_distances(rows: Any, asked: Any, out: Any) -> None:
         for q in numba.prange(len(asked)):
             for j in range(len(rows)):
                 out[q, j] = distance(rows[asked[q]], rows[j], rows.shape[1])
@@ -170,44 +169,25 @@ PEERS: tuple[tuple[str, Callable[[np.ndarray, np.ndarray, int], Answer], str], .
 
 def load(args: argparse.Namespace) -> np.ndarray:
     if args.gauss:
-        return np.random.default_rng(0).standard_normal(args.gauss, dtype=np.float32)
-    return np.ascontiguousarray(np.load(args.features)[: args.rows], dtype=np.float32)
+        m, d = map(int, args.gauss)
+        return np.random.default_rng(0).standard_normal((m, d), np.float32)
+    x: np.ndarray = np.load(args.features)
+    return np.ascontiguousarray(x[: args.rows], dtype=np.float32)
 
 
-def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-def report(index: int, args: argparse.Namespace, queries: np.ndarray, send) -> None:
-    """Send what measure returns, or why the peer cannot run."""
-    try:
-        send.send(measure(index, args, queries))
-    except Exception as error:
-        send.send(f"cannot run: {' '.join(str(error).split())[:100] or type(error).__name__}")
-
-
-def measure(index: int, args: argparse.Namespace, queries: np.ndarray) -> tuple[float, int, Answer]:
+def run(index: int, args: argparse.Namespace, queries: np.ndarray) -> tuple[float, int, Answer]:
     """Run one peer on a few rows to warm up, then for the clock: seconds, peak memory and its answer."""
     torch.set_num_threads(args.num_threads)
     peer = PEERS[index][1]
     x = load(args)
     peer(x[:2000], np.arange(16), min(args.k, 100))  # compile, start threads
-    before, peak, stop = _resident(), [0], threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(0.005):
-            peak[0] = max(peak[0], _resident())
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
     times: list[float] = []
+    peaks: list[int] = []
     while not times or (peer is ours and len(times) < 3 and sum(times) < 40):
-        start = time.perf_counter()
-        answer = peer(x, queries, args.k)
-        times.append(time.perf_counter() - start)
-    stop.set()
-    watcher.join()
-    return statistics.median(times), max(0, peak[0] - before), answer
+        answer, seconds, peak = measured(lambda: peer(x, queries, args.k))
+        times.append(seconds)
+        peaks.append(peak)
+    return statistics.median(times), max(peaks), answer
 
 
 def main() -> None:
@@ -224,24 +204,17 @@ def main() -> None:
     print(f"{m} x {d}, k = {args.k}, {args.num_threads} threads, {platform.machine()}, torch {torch.__version__};")
     print(f"peers on {len(queries)} query rows, seconds scaled to all\n")
     print("| | seconds | times ours | peak memory, MB | recall |\n| --- | --- | --- | --- | --- |")
-    context, mine = multiprocessing.get_context("spawn"), None
+    mine: tuple[float, np.ndarray] | None = None
     for index, (name, peer, package) in enumerate(PEERS):
         if importlib.util.find_spec(package) is None:
             print(f"| {name} | not installed | | | |", flush=True)
             continue
-        receive, send = context.Pipe(duplex=False)
-        process = context.Process(target=report, args=(index, args, queries, send))
-        process.start()
-        send.close()
         try:
-            answer = receive.recv()
-        except EOFError:
-            answer = "cannot run: the process died"
-        process.join()
-        if isinstance(answer, str):
-            print(f"| {name} | {answer} | | | |", flush=True)
+            seconds, memory, (_, ids) = in_fresh_process(run, index, args, queries)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:100] or type(error).__name__
+            print(f"| {name} | cannot run: {reason} | | | |", flush=True)
             continue
-        seconds, memory, (_, ids) = answer
         seconds *= 1 if peer is ours else m / len(queries)
         mine = mine or (seconds, ids)
         recall = np.mean([len(np.intersect1d(a, b)) for a, b in zip(ids, mine[1], strict=True)]) / args.k

@@ -2,30 +2,42 @@
 
     python benches/scaling.py --features FILE.npy [--vary rows dimensions neighbours] [--out FILE.png]
 
-Rows are a random part of the file's; dimensions are random signed sums of its columns. Prints the medians of several
-runs, the slope of log time against log m and the peak memory of the process, and draws them.
+Rows are a random part of the file's; dimensions are random signed sums of its columns. Each size runs in a process of
+its own. Prints the medians of several runs, their peak memory beyond the features and the slope of log time against
+log m, and draws them.
 """
 
 import argparse
-import resource
 import statistics
-import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from process import in_fresh_process
 
 import dm2_fast
+from dm2_fast.paper.clock import measured
 
 
-def seconds(x: np.ndarray, k: int, repeats: int) -> float:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        dm2_fast.knn(x, k)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+def rows_of(file: Path, name: str, value: int) -> tuple[np.ndarray, int]:
+    """The features of a problem, and its k."""
+    rng = np.random.default_rng(0)
+    x = rng.permutation(np.load(file))
+    m, d = x.shape
+    if name == "rows":
+        return x[:value], 10
+    if name == "neighbours":
+        return x, value
+    return (x * rng.choice(np.array([-1, 1], np.float32), d)).reshape(m, value, -1).sum(2), 10
+
+
+def run(file: Path, name: str, value: int, repeats: int) -> tuple[float, int]:
+    """Seconds and peak memory of a search, after one in a few rows."""
+    x, k = rows_of(file, name, value)
+    dm2_fast.knn(x[:2000], min(k, 10))  # start threads
+    searches = [measured(lambda: dm2_fast.knn(x, k)) for _ in range(repeats)]
+    return statistics.median(seconds for _, seconds, _ in searches), max(peak for _, _, peak in searches)
 
 
 def main() -> None:
@@ -33,38 +45,32 @@ def main() -> None:
     parser.add_argument("--features", type=Path, default=Path("data/cifar10_features.npy"))
     parser.add_argument("--out", type=Path, default=Path("scaling.png"))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--vary", nargs="+", default=["rows", "dimensions", "neighbours"])
+    names = ["rows", "dimensions", "neighbours"]
+    parser.add_argument("--vary", nargs="+", default=names, choices=names)
     args = parser.parse_args()
-    rng = np.random.default_rng(0)
-    x = rng.permutation(np.load(args.features))
-    m, d = x.shape
-
-    sizes = [m // 8, m // 4, m // 2, m]
-    widths = [width for width in (32, 64, 128, 256, 512, 1024, 2048) if width <= d]
-    mix = rng.choice(np.array([-1, 1], np.float32), d)
+    m, d = np.load(args.features, mmap_mode="r").shape
     vary = {
-        "rows": (sizes, lambda n: (x[:n], 10)),
-        "dimensions": (widths, lambda width: ((x * mix).reshape(m, width, -1).sum(2), 10)),
-        "neighbours": ([1, 10, 50, 200], lambda k: (x, k)),
+        "rows": [m // 8, m // 4, m // 2, m],
+        "dimensions": [width for width in (32, 64, 128, 256, 512, 1024, 2048) if width <= d],
+        "neighbours": [1, 10, 50, 200],
     }
     print(f"{m} x {d}, {torch.get_num_threads()} threads; k = 10 where it does not vary\n")
-    print("| | seconds |\n| --- | --- |")
+    print("| | seconds | peak memory, MB |\n| --- | --- | --- |")
+    slope = None
     figure, axes = plt.subplots(1, len(args.vary), figsize=(4 * len(args.vary), 4), squeeze=False)
     for axis, name in zip(axes[0], args.vary, strict=True):
-        values, problem = vary[name]
         times = []
-        for value in values:
-            times.append(seconds(*problem(value), args.repeats))
-            print(f"| {value} {name} | {times[-1]:.2f} |", flush=True)
-        axis.loglog(values, times, "o-")
+        for value in vary[name]:
+            seconds, peak = in_fresh_process(run, args.features, name, value, args.repeats)
+            times.append(seconds)
+            print(f"| {value} {name} | {seconds:.2f} | {peak / 2**20:.0f} |", flush=True)
+        axis.loglog(vary[name], times, "o-")
         axis.set(xlabel=name, ylabel="seconds")
         if name == "rows":
-            slope = np.polyfit(np.log(values), np.log(times), 1)[0]
+            slope = np.polyfit(np.log(vary[name]), np.log(times), 1)[0]
             axis.set_title(f"slope {slope:.2f}")
-    if "rows" in args.vary:
+    if slope is not None:
         print(f"\nslope of log seconds against log rows: {slope:.2f}")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"peak memory of the process, {x.nbytes / 2**30:.1f} GB of features included: {peak:.1f} GB")
     figure.tight_layout()
     figure.savefig(args.out)
 

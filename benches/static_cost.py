@@ -170,12 +170,26 @@ class Code:
     widths: list[str] = field(default_factory=list)  # of the accesses to global memory
 
 
+def number(pattern: str, text: str) -> int:
+    """What the group of the pattern holds where it first fits."""
+    found = re.search(pattern, text)
+    if found is None:
+        raise ValueError(f"the compiler's output has nothing like {pattern}")
+    return int(found[1])
+
+
+def output(*command: str | Path) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def read(binary: Any, target: GPUTarget) -> Code:
     if target.backend == "hip":
         text = binary.asm["amdgcn"]
-        count = lambda what: int(re.search(rf"\.{what}:\s+(\d+)", text)[1])  # noqa: E731
-        spilled = count("vgpr_spill_count") + count("private_segment_fixed_size")
-        code = Code(count("vgpr_count"), spilled, binary.metadata.shared)
+        registers, *spilled = (
+            number(rf"\.{what}:\s+(\d+)", text)
+            for what in ("vgpr_count", "vgpr_spill_count", "private_segment_fixed_size")
+        )
+        code = Code(registers, sum(spilled), binary.metadata.shared)
         label, line, jump = r"(\.LBB\w+):", r"\s+([sv]_\w+|ds_\w+|global_\w+|buffer_\w+)(.*)", r"(\.LBB\w+)"
         access = r"(?:global|buffer)_(?:load|store)\w+"
     else:
@@ -183,10 +197,9 @@ def read(binary: Any, target: GPUTarget) -> Code:
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(binary.asm["cubin"])
             file.flush()
-            run = lambda *command: subprocess.run(command, capture_output=True, text=True, check=True).stdout  # noqa: E731
-            usage = run(tools / "cuobjdump", "--dump-resource-usage", file.name)
-            text = run(tools / "nvdisasm", "-c", file.name)
-        registers, stack = (int(re.search(rf"{what}:(\d+)", usage)[1]) for what in ("REG", "STACK"))
+            usage = output(tools / "cuobjdump", "--dump-resource-usage", file.name)
+            text = output(tools / "nvdisasm", "-c", file.name)
+        registers, stack = (number(rf"{what}:(\d+)", usage) for what in ("REG", "STACK"))
         code = Code(registers, stack, binary.metadata.shared)
         label, line, jump = (
             r"\s*(\.L\w+):", r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)", r"`\((\.L\w+)\)",

@@ -4,32 +4,30 @@
         [--passes T] [--repeats N] [--strategies NAME ...] [--out FOLDER]
 
 The model is dropout and a linear layer, and the pool holds the features themselves (the file's, or synthetic ones), so
-that a forward pass is next to nothing. What strategies share (features, logits, the labelled set's features, dropout
-passes, noisy networks) is in the round before the clock starts; the pass that DM2 makes on its own (mixed samples) is
-taken off. Each strategy runs in a process of its own; memory is the peak beyond what was resident before
-the call, over all repeats. Writes strategies.csv and strategies.md into the folder.
+that a forward pass is next to nothing. The passes that a strategy names (features, logits, dropout passes, noisy
+networks, mixed samples) are behind it before the clock starts. Each strategy runs in a process of its own; memory is
+the most that a choice takes beyond what was resident before it. Writes strategies.csv and strategies.md into the
+folder, and strategies.yaml with the settings, the machine, the versions, the commit and the date.
 """
 
 import argparse
 import csv
-import multiprocessing
-import platform
 import statistics
-import time
 from dataclasses import replace
-from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import yaml
+from process import in_fresh_process
 from torch import Tensor, nn
 
-from dm2_fast import Round, strategies
-from dm2_fast.experiment.config import RunConfig, strategy_options
+from dm2_fast import Round, Strategy, select_from, strategies
+from dm2_fast.experiment.machine import machine
 from dm2_fast.model.passes import ForwardPass
-from dm2_fast.strategies.noise_stability import NoiseStabilityConfig, noise
+from dm2_fast.paper.clock import measured
 
-WITH_DROPOUT = ("bald", "entropy-bayesian")
 TARGETS = dict.fromkeys(("random", "least-confidence", "entropy", "margin", "bald", "entropy-bayesian"), 1)
 TARGETS |= dict.fromkeys(("coreset", "badge"), 20)
 TARGETS |= dict.fromkeys(("prob-cover", "alpha-mix", "noise-stability", "uncertain-gcn", "core-gcn"), 60)
@@ -43,54 +41,39 @@ def synthetic(rows: int, features: int) -> Tensor:
     return ((groups + 0.7 * torch.randn(rows, 32, generator=generator)) @ basis).relu_()
 
 
-def make_round(name: str, x: Tensor, classes: int, labelled: int, passes: int) -> Round:
-    """A round whose features are x, with what the strategy shares with others computed."""
+def make_round(strategy: Strategy, options: Any, x: Tensor, classes: int, labelled: int) -> Round:
+    """A round whose features are x, with the passes of the strategy behind it."""
     generator = torch.Generator().manual_seed(1)
-    model = nn.Sequential(nn.Dropout(0.25), nn.Linear(x.shape[1], classes))
+    head = nn.Linear(x.shape[1], classes)
     with torch.no_grad():
         weight = torch.randn(classes, x.shape[1], generator=generator)
         weight *= 3 / ((x[:2000] - x[:2000].mean(0)) @ weight.T).std()
-        model[1].weight.copy_(weight)
-        model[1].bias.copy_(-weight @ x.mean(0))
+        head.weight.copy_(weight)
+        head.bias.copy_(-weight @ x.mean(0))
         pairs = torch.randint(len(x), (2, labelled), generator=generator)
         known = (x[pairs[0]] + x[pairs[1]]) / 2
-        labels = model.eval()(known).argmax(1)
-    round = Round(ForwardPass(model, x), labelled=known, labels=labels)
-    _ = round.features, round.logits, round.head, round.labelled_features
-    if name in WITH_DROPOUT:
-        round.dropout(passes)
-    if name == "noise-stability":
-        noise(round, NoiseStabilityConfig(passes=passes))
+        labels = head(known).argmax(1)
+    round = Round(ForwardPass(nn.Sequential(nn.Dropout(0.25), head), x), labelled=known, labels=labels)
+    for shared in strategy.passes:
+        shared.run(round, options)
     return round
 
 
-def options_of(name: str, passes: int) -> object:
+def options_of(strategy: Strategy, passes: int) -> Any:
     """The default options, with this number of passes where there are any."""
-    options = strategy_options(RunConfig(strategy=name))
+    options = strategy.checked(None)
     return replace(options, passes=passes) if hasattr(options, "passes") else options
 
 
-def _memory(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
-
-
-def measure(name: str, args: argparse.Namespace, send: Connection) -> None:
-    """Warm up on a few rows, then choose; send the times and the peak memory."""
+def run(name: str, args: argparse.Namespace) -> tuple[list[float], int]:
+    """Warm up on a few rows, then choose: seconds of each repeat and the peak memory."""
     torch.set_num_threads(args.num_threads)
-    x = load(args)
-    options, choose = options_of(name, args.passes), strategies.get(name)
-    choose(make_round(name, x[:2000].clone(), args.classes, 100, args.passes), 10, options)
-    round = make_round(name, x, args.classes, args.labelled, args.passes)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before, times = _memory("VmRSS"), []
-    for _ in range(args.repeats):
-        start = time.perf_counter()
-        picked = choose(round, args.budget, options)
-        seconds = time.perf_counter() - start
-        times.append(seconds - picked.seconds.get("mixed", 0))
-        assert len(picked.indices.unique()) == args.budget
-    send.send((times, _memory("VmHWM") - before))
+    x, strategy = load(args), strategies.get(name)
+    options = options_of(strategy, args.passes)
+    select_from(make_round(strategy, options, x[:2000].clone(), args.classes, 100), 10, strategy, options)
+    round = make_round(strategy, options, x, args.classes, args.labelled)
+    choices = [measured(lambda: select_from(round, args.budget, strategy, options)) for _ in range(args.repeats)]
+    return [seconds for _, seconds, _ in choices], max(peak for _, _, peak in choices)
 
 
 def load(args: argparse.Namespace) -> Tensor:
@@ -114,34 +97,32 @@ def main() -> None:
     parser.add_argument("--strategies", nargs="+", default=strategies.names(), choices=strategies.names())
     parser.add_argument("--out", type=Path, default=Path("results/strategies"))
     args = parser.parse_args()
+    torch.set_num_threads(args.num_threads)
     m, d = load(args).shape
-    head = (
+    made = machine(torch.device("cpu"))
+    settings = {
+        "rows": m, "features": d, "synthetic": args.features_file is None, "classes": args.classes,
+        "labelled": args.labelled, "budget": args.budget, "passes": args.passes, "repeats": args.repeats,
+        "threads": args.num_threads,
+    }  # fmt: skip
+    about = (
         f"{m} x {d} features{'' if args.features_file else ' (synthetic)'}, {args.classes} classes, {args.labelled} "
-        f"labelled, budget {args.budget}, {args.passes} passes; median of {args.repeats}; {args.num_threads} threads, "
-        f"{platform.machine()}, torch {torch.__version__}"
+        f"labelled, budget {args.budget}, {args.passes} passes; median of {args.repeats}"
     )
-    table = [head, "", "| strategy | seconds | target | peak memory, MB |", "| --- | --- | --- | --- |"]
+    table = [f"- {line}" for line in (*made, about)]
+    table += ["", "| strategy | seconds | target | peak memory, MB |", "| --- | --- | --- | --- |"]
     print("\n".join(table), flush=True)
-    context, rows = multiprocessing.get_context("spawn"), []
+    rows = []
     for name in args.strategies:
-        receive, send = context.Pipe(duplex=False)
-        process = context.Process(target=measure, args=(name, args, send))
-        process.start()
-        send.close()
-        try:
-            times, memory = receive.recv()
-        except EOFError:
-            table.append(f"| {name} | failed | | |")
-        else:
-            seconds, megabytes = statistics.median(times), memory / 2**20
-            rows.append((name, f"{seconds:.4f}", f"{min(times):.4f}", f"{max(times):.4f}", f"{megabytes:.0f}"))
-            target = f"< {TARGETS[name]}" if name in TARGETS else ""
-            table.append(f"| {name} | {seconds:.3g} | {target} | {megabytes:.0f} |")
-        finally:
-            process.join()
+        times, peak = in_fresh_process(run, name, args)
+        seconds, megabytes = statistics.median(times), peak / 2**20
+        rows.append((name, f"{seconds:.4f}", f"{min(times):.4f}", f"{max(times):.4f}", f"{megabytes:.0f}"))
+        target = f"< {TARGETS[name]}" if name in TARGETS else ""
+        table.append(f"| {name} | {seconds:.3g} | {target} | {megabytes:.0f} |")
         print(table[-1], flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "strategies.md").write_text("\n".join(table) + "\n")
+    (args.out / "strategies.yaml").write_text(yaml.safe_dump(settings | {"machine": made}, sort_keys=False, width=1000))
     with (args.out / "strategies.csv").open("w", newline="") as file:
         columns = ("strategy", "seconds", "seconds_min", "seconds_max", "peak_mb")
         csv.writer(file, lineterminator="\n").writerows([columns, *rows])

@@ -3,8 +3,9 @@
     python benches/strategy_peers.py --features FILE.npy [--rows M] [--labelled N] [--budget B] [--out FOLDER]
 
 The first N rows are labelled, the next M are the pool; the logits are those of a fixed random linear head with ten
-classes. Each method runs once, at a size at which the slowest ends within minutes. Prints a table and writes it to
-peers.md and peers.csv. What agrees:
+classes. Each method runs once, in a process of its own, at a size at which the slowest ends within minutes; memory is
+the peak beyond what was resident before. Prints a table and writes it, with the machine, the versions, the commit and
+the date, to peers.md, and its rows to peers.csv. What agrees:
 
 - CoreSet is deterministic: all picks should agree, up to ties and the rounding of what a package computes with.
 - BADGE is random after its first pick, so only that is compared. scikit-activeml 1.0.1 starts its distances at the
@@ -17,8 +18,6 @@ peers.md and peers.csv. What agrees:
 import argparse
 import csv
 import importlib.metadata
-import platform
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,9 +25,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from process import in_fresh_process
+from torch import Tensor
 
 from dm2_fast import Round, select_from
+from dm2_fast.experiment.machine import machine
 from dm2_fast.model.passes import ForwardPass
+from dm2_fast.paper.clock import measured
 from dm2_fast.strategies.prob_cover import ProbCoverConfig
 
 CLASSES = 10
@@ -62,45 +65,44 @@ class Problem:
         return (F.normalize(x) if unit else x).numpy(), y
 
 
-Answer = tuple[float, NDArray[np.int64]]
+Answer = tuple[float, int, NDArray[np.int64]]
+
+
+def timed(query: Callable[[], object], offset: int = 0) -> Answer:
+    """Seconds, peak memory and what a query picks, its rows counted from offset."""
+    picks, seconds, peak = measured(query)
+    return seconds, peak, np.asarray(picks) - offset
 
 
 def ours(problem: Problem, name: str) -> Answer:
     state = problem.round()
     options = ProbCoverConfig(problem.radius) if name == "prob-cover" else None
-    start = time.perf_counter()
-    picked = select_from(state, problem.budget, name, options)
-    return time.perf_counter() - start, picked.indices.numpy()
-
-
-def timed(problem: Problem, query: Callable[[], object]) -> Answer:
-    start = time.perf_counter()
-    picks = np.asarray(query())
-    return time.perf_counter() - start, picks - len(problem.labelled)
+    return timed(lambda: select_from(state, problem.budget, name, options).indices)
 
 
 def scikit_activeml(problem: Problem, name: str) -> Answer:
     from skactiveml.base import SkactivemlClassifier
     from skactiveml.pool import Badge, CoreSet, ProbCover
 
-    class Head(SkactivemlClassifier):
-        def fit(self, X: Array, y: Array) -> "Head":
+    class Head(SkactivemlClassifier):  # type: ignore[misc]  # of a package without types
+        def fit(self, X: Array, y: NDArray[np.float64]) -> "Head":
             self.classes_ = np.arange(CLASSES)
             return self
 
         def predict_proba(self, X: Array) -> Array:
             with torch.no_grad():
-                return problem.head(torch.from_numpy(np.asarray(X, np.float32))).softmax(1).numpy()
+                logits: Tensor = problem.head(torch.from_numpy(np.asarray(X, np.float32)))
+            return logits.softmax(1).numpy()
 
     x, y = problem.scikit(unit=name == "prob-cover")
-    size = problem.budget
+    size, labelled = problem.budget, len(problem.labelled)
     if name == "coreset":
-        return timed(problem, lambda: CoreSet(random_state=0).query(x, y, batch_size=size))
+        return timed(lambda: CoreSet(random_state=0).query(x, y, batch_size=size), labelled)
     if name == "badge":
         head = Head(classes=list(range(CLASSES)), missing_label=np.nan).fit(x, y)
-        return timed(problem, lambda: Badge(random_state=0).query(x, y, clf=head, fit_clf=False, batch_size=size))
+        return timed(lambda: Badge(random_state=0).query(x, y, clf=head, fit_clf=False, batch_size=size), labelled)
     cover = ProbCover(n_classes=CLASSES, deltas=[problem.radius], random_state=0)
-    return timed(problem, lambda: cover.query(x, y, batch_size=size))
+    return timed(lambda: cover.query(x, y, batch_size=size), labelled)
 
 
 def alipy(problem: Problem, name: str) -> Answer:
@@ -110,13 +112,20 @@ def alipy(problem: Problem, name: str) -> Answer:
     n = len(problem.labelled)
     query = QueryInstanceCoresetGreedy(x, np.nan_to_num(y), train_idx=np.arange(len(x)))
     known, unknown = np.arange(n), np.arange(n, len(x))
-    return timed(problem, lambda: query.select(known, unknown, batch_size=problem.budget))
+    return timed(lambda: query.select(known, unknown, batch_size=problem.budget), n)
 
 
-PEERS = (
+PEERS: tuple[tuple[str, Callable[[Problem, str], Answer], tuple[str, ...]], ...] = (
     ("scikit-activeml", scikit_activeml, ("coreset", "badge", "prob-cover")),
     ("alipy", alipy, ("coreset",)),
 )
+
+
+def run(method: Callable[[Problem, str], Answer], name: str, options: argparse.Namespace) -> Answer:
+    """One choice, after one from a few rows."""
+    features = np.load(options.features, mmap_mode="r")
+    method(Problem(features, 20, 50, 5), name)  # imports, threads
+    return method(Problem(features, options.labelled, options.rows, options.budget), name)
 
 
 def greedy(problem: Problem, picks: NDArray[np.int64]) -> int:
@@ -153,30 +162,30 @@ def main() -> None:
     options = parser.parse_args()
     features = np.load(options.features, mmap_mode="r")
     problem = Problem(features, options.labelled, options.rows, options.budget)
-    select_from(Problem(features, 20, 50, 5).round(), 5, "prob-cover")  # imports, before the clock starts
+    made = machine(torch.device("cpu"))
 
-    lines = [("method", "package", "seconds", "times ours", "picks")]
+    lines = [("method", "package", "seconds", "times ours", "peak memory, MB", "picks")]
     for name in ("coreset", "badge", "prob-cover"):
-        seconds, mine = ours(problem, name)
-        lines.append((name, "dm2_fast", f"{seconds:.3f}", "1", ""))
-        for package, run, methods in PEERS:
+        seconds, peak, mine = in_fresh_process(run, ours, name, options)
+        lines.append((name, "dm2_fast", f"{seconds:.3f}", "1", f"{peak / 2**20:.0f}", ""))
+        for package, method, methods in PEERS:
             if name not in methods:
                 continue
             try:
                 peer = f"{package} {importlib.metadata.version(package)}"
-                theirs, picks = run(problem, name)
+                theirs, peak, picks = in_fresh_process(run, method, name, options)
             except ImportError as error:
-                lines.append((name, package, "", "", f"not installed: {error}"))
+                lines.append((name, package, "", "", "", f"not installed: {error}"))
                 continue
-            text = agreement(problem, name, picks, mine)
-            lines.append((name, peer, f"{theirs:.3f}", f"{theirs / seconds:.1f}", text))
+            ratio, megabytes = f"{theirs / seconds:.1f}", f"{peak / 2**20:.0f}"
+            lines.append((name, peer, f"{theirs:.3f}", ratio, megabytes, agreement(problem, name, picks, mine)))
     about = (
         f"{options.rows} rows x {features.shape[1]}, {options.labelled} labelled, budget {options.budget}, "
-        f"radius {problem.radius:.4f}, {torch.get_num_threads()} threads, {platform.machine()}, "
-        f"torch {torch.__version__}"
+        f"radius {problem.radius:.4f}"
     )
+    header = "\n".join(f"- {line}" for line in (*made, about))
     table = [lines[0], tuple("---" for _ in lines[0]), *lines[1:]]
-    text = f"{about}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in table) + "\n"
+    text = f"{header}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in table) + "\n"
     print(text)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "peers.md").write_text(text)

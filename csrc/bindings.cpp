@@ -1,97 +1,19 @@
 // dm2_fast._C: the C++ operations over NumPy arrays. Arguments are checked in dm2_fast; what is checked here again is
 // what would read or write outside an array.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-
-#include <chrono>
-#include <stdexcept>
-#include <string>
-#include <utility>
-
+#include "bind.hpp"
+#include "bind_index.hpp"
 #include "confidence.hpp"
 #include "mix.hpp"
 #include "nearest.hpp"
-#include "search.hpp"
-
-namespace py = pybind11;
 
 namespace {
 
-template <class T>
-using Array = py::array_t<T, py::array::c_style>;  // with noconvert(): a wrong dtype or layout is an error, not a copy
-template <class T>
-using Strided = py::array_t<T>;  // rows may be strided, elements within a row may not
-
-void require(bool condition, const char* message) {
-    if (!condition) throw std::invalid_argument(message);
-}
-
-std::ptrdiff_t row_stride(const py::array& rows) {
-    require(rows.ndim() == 2, "rows must be 2-D");
-    require(rows.shape(1) <= 1 || rows.strides(1) == rows.itemsize(), "rows must be dense within a row");
-    require(rows.strides(0) % rows.itemsize() == 0, "rows must be whole elements apart");
-    return rows.strides(0) / rows.itemsize();
-}
-
-// bfloat16, which NumPy lacks, comes as the int16 of its bits.
-template <class T>
-dm2::Rows<T> as_rows(const py::array& rows, const Array<T>& scale) {
-    const py::dtype type = rows.dtype();
-    dm2::Element element = dm2::Element::same;
-    if (!py::isinstance<Strided<T>>(rows)) {
-        const bool narrow = sizeof(T) == sizeof(float) && type.itemsize() == sizeof(dm2::Float16);
-        require(narrow && (type.kind() == 'f' || type.kind() == 'i'), "rows must be floats like scale");
-        element = type.kind() == 'f' ? dm2::Element::float16 : dm2::Element::bfloat16;
-    }
-    require(rows.ndim() == 2, "rows must be 2-D");
-    const std::ptrdiff_t bytes = type.itemsize(), n = rows.shape(0);
-    require(rows.strides(0) % bytes == 0 && rows.strides(1) % bytes == 0, "elements must be whole elements apart");
-    const std::ptrdiff_t factors = scale.ndim() == 2 ? scale.shape(1) : 1;
-    require((scale.ndim() == 1 || factors == 2) && scale.shape(0) == n, "scale must be (rows,) or (rows, 2)");
-    return {rows.data(), n,       rows.shape(1),           rows.strides(0) / bytes,
-            scale.data(), factors, rows.strides(1) / bytes, element};
-}
-
-// Ten times a second: answer Ctrl-C and report progress. Called without the GIL.
-class Poll {
-public:
-    explicit Poll(const py::object& report) : report_(report) {}
-
-    void operator()(double part) {
-        const auto now = std::chrono::steady_clock::now();
-        if (now < next_) return;
-        next_ = now + std::chrono::milliseconds(100);
-        const py::gil_scoped_acquire acquire;
-        if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-        if (!report_.is_none()) report_(part);
-    }
-
-private:
-    const py::object& report_;
-    std::chrono::steady_clock::time_point next_ = std::chrono::steady_clock::now() + std::chrono::milliseconds(100);
-};
-
-constexpr std::pair<const char*, dm2::Isa> kNames[] = {{"auto", dm2::Isa::automatic},
-                                                       {"avx512", dm2::Isa::avx512},
-                                                       {"avx2", dm2::Isa::avx2},
-                                                       {"neon", dm2::Isa::neon},
-                                                       {"generic", dm2::Isa::generic}};
+using namespace dm2::bind;
 
 std::string automatic_isa() {
     for (const auto& [name, isa] : kNames)
         if (isa != dm2::Isa::automatic && dm2::scanner(isa) == dm2::scanner(dm2::Isa::automatic)) return name;
     return "none";
-}
-
-const dm2::Scanner* as_scanner(const std::string& name) {
-    std::string here;
-    for (const auto& [known, isa] : kNames) {
-        const dm2::Scanner* scanner = dm2::scanner(isa);
-        if (scanner == nullptr) continue;
-        if (name == known) return scanner;
-        here += (here.empty() ? "" : ", ") + std::string(known);
-    }
-    throw std::invalid_argument("isa must be one that this machine has (" + here + "), got '" + name + "'");
 }
 
 dm2::Choice as_choice(const std::string& isa, const py::object& levels) {
@@ -266,6 +188,8 @@ PYBIND11_MODULE(_C, module) {
     module.def("isa", &automatic_isa, "The instruction set that isa='auto' takes on this machine.");
     define_distances<float>(module);
     define_distances<double>(module);
+    define_index<float>(module, "Float");
+    define_index<double>(module, "Double");
     define_mix<std::uint8_t, float>(module);
     define_mix<float, float>(module);
     define_mix<double, double>(module);

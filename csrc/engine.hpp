@@ -22,7 +22,6 @@ struct Stage {
 template <class T>
 struct Side {
     const Rows<T>& rows;
-    const std::int64_t* ids;
     std::vector<std::ptrdiff_t> order;              // place -> row
     std::vector<std::uint8_t> near;                 // 32-byte codes, in groups
     std::vector<std::vector<std::uint8_t>> wide;    // longer codes, one after another
@@ -30,12 +29,12 @@ struct Side {
     std::vector<std::uint8_t> centres;              // mean 32-byte code of each block
 
     template <class Report>
-    Side(const Rows<T>& rows_, const std::int64_t* ids_, const Sample& sample, const std::vector<Grid>& grids,
-         int num_threads, const Report& report)
-        : rows(rows_), ids(ids_), errors(grids.size(), std::vector<float>(static_cast<std::size_t>(rows_.n))) {
+    Side(const Rows<T>& rows_, const std::vector<Fold>& folds, const std::vector<Grid>& grids, int num_threads,
+         const Report& report)
+        : rows(rows_), errors(grids.size(), std::vector<float>(static_cast<std::size_t>(rows_.n))) {
         std::vector<std::uint8_t> codes(static_cast<std::size_t>(rows.n * kCode));
         std::vector<float> error(static_cast<std::size_t>(rows.n));
-        encode(sample, num_threads, report, [&](Encoder& encoder, std::ptrdiff_t row) {
+        encode(folds, num_threads, report, [&](Encoder& encoder, std::ptrdiff_t row) {
             error[row] = encoder.write(grids[0], &codes[row * kCode]);
         });
         order = tree_order(codes.data(), rows.n, num_threads, report);
@@ -47,21 +46,38 @@ struct Side {
             put_code(near.data(), p, &codes[order[p] * kCode]);
             errors[0][p] = error[order[p]];
         }
-        for (std::ptrdiff_t block = 0; block < blocks(); ++block) {
-            std::int64_t sum[kCode] = {};
-            for (std::ptrdiff_t p = block * kBlock; p < block * kBlock + count(block); ++p)
-                for (std::ptrdiff_t t = 0; t < kCode; ++t) sum[t] += codes[order[p] * kCode + t];
-            for (const std::int64_t s : sum) centres.push_back(static_cast<std::uint8_t>(s / count(block)));
-        }
+        find_centres();
         std::vector<std::uint8_t>().swap(codes);
 
         for (std::size_t w = 1; w < grids.size(); ++w)
             wide.emplace_back(static_cast<std::size_t>(rows.n * grids[w].bytes));
         if (wide.empty()) return;
-        encode(sample, num_threads, report, [&](Encoder& encoder, std::ptrdiff_t row) {
+        encode(folds, num_threads, report, [&](Encoder& encoder, std::ptrdiff_t row) {
             for (std::size_t w = 1; w < grids.size(); ++w)
                 errors[w][place[row]] = encoder.write(grids[w], &wide[w - 1][place[row] * grids[w].bytes]);
         });
+    }
+
+    // Place p takes what place from[p] had.
+    void reorder(const std::vector<std::ptrdiff_t>& from) {
+        const auto take = [&](auto& values, std::size_t each) {
+            auto moved = values;
+            for (std::size_t p = 0; p < from.size(); ++p)
+                std::copy_n(values.begin() + from[p] * each, each, moved.begin() + p * each);
+            values.swap(moved);
+        };
+        std::vector<std::uint8_t> moved(near.size(), 0);
+        for (std::ptrdiff_t p = 0; p < rows.n; ++p) {
+            std::uint8_t code[kCode];
+            get_code(near.data(), from[p], code);
+            put_code(moved.data(), p, code);
+        }
+        near.swap(moved);
+        std::vector<std::uint8_t>().swap(moved);
+        for (std::vector<std::uint8_t>& codes : wide) take(codes, codes.size() / from.size());
+        for (std::vector<float>& error : errors) take(error, 1);
+        take(order, 1);
+        find_centres();
     }
 
     std::ptrdiff_t blocks() const { return (rows.n + kBlock - 1) / kBlock; }
@@ -71,14 +87,27 @@ struct Side {
     const std::uint8_t* centre(std::ptrdiff_t block) const { return centres.data() + block * kCode; }
 
 private:
+    void find_centres() {
+        centres.clear();
+        for (std::ptrdiff_t block = 0; block < blocks(); ++block) {
+            std::int64_t sum[kCode] = {};
+            std::uint8_t code[kCode];
+            for (std::ptrdiff_t p = block * kBlock; p < block * kBlock + count(block); ++p) {
+                get_code(near.data(), p, code);
+                for (std::ptrdiff_t t = 0; t < kCode; ++t) sum[t] += code[t];
+            }
+            for (const std::int64_t s : sum) centres.push_back(static_cast<std::uint8_t>(s / count(block)));
+        }
+    }
+
     static constexpr std::ptrdiff_t kTogether = 16;  // rows read at once: a cache line, where columns are dense
 
     template <class Report, class Write>
-    void encode(const Sample& sample, int num_threads, const Report& report, const Write& write) {
+    void encode(const std::vector<Fold>& folds, int num_threads, const Report& report, const Write& write) {
         parallel_blocks(
             rows.n, 256, num_threads,
             [&](std::ptrdiff_t first, std::ptrdiff_t n) {
-                Encoder encoder(sample.folds, rows.d);
+                Encoder encoder(folds, rows.d);
                 const std::ptrdiff_t width = padded(rows.d);
                 std::vector<T> x(static_cast<std::size_t>(kTogether * width));
                 for (std::ptrdiff_t r = 0; r < n; ++r) {
@@ -122,9 +151,11 @@ template <class T>
 class Engine {
 public:
     // rows may be the same object as queries: then each pair is met once and serves both of its rows.
-    Engine(const Side<T>& queries, const Side<T>& rows, const std::vector<Grid>& grids, const Bound& bound, T w1, T w2,
-           const Running<T>& best, const Scanner& scanner)
-        : queries_(queries), rows_(rows), symmetric_(&queries == &rows), grids_(grids), bound_(bound), w1_(w1), w2_(w2),
+    // Of two sides, a row whose id is negative is nobody's neighbour.
+    Engine(const Side<T>& queries, const std::int64_t* query_ids, const Side<T>& rows, const std::int64_t* row_ids,
+           const std::vector<Grid>& grids, const Bound& bound, T w1, T w2, const Running<T>& best,
+           const Scanner& scanner)
+        : queries_(queries), rows_(rows), query_ids_(query_ids), row_ids_(row_ids), symmetric_(&queries == &rows), grids_(grids), bound_(bound), w1_(w1), w2_(w2),
           best_(best), scanner_(scanner), thresholds_(static_cast<std::size_t>(queries.rows.n)),
           locks_(static_cast<std::size_t>(queries.blocks())) {}
 
@@ -291,9 +322,9 @@ private:
             held = i;
             ++exact;
             const T d = rows.distance_to(x.data(), pairs[c].j, w1_, w2_);
-            if (queries_.ids[query] == rows_.ids[row]) continue;
-            offer(i, d, rows_.ids[row]);
-            if (symmetric_) offer(j, d, queries_.ids[query]);
+            if (row_ids_[row] == query_ids_[query] || row_ids_[row] < 0) continue;
+            offer(i, d, row_ids_[row]);
+            if (symmetric_) offer(j, d, query_ids_[query]);
         }
         met_[grids_.size()] += exact;
     }
@@ -330,9 +361,11 @@ private:
                 queries_.rows.read(query, 1, x.data());
                 std::uint32_t keys[kBlock];
                 const std::ptrdiff_t n = closest(place, j, share, keys);
-                for (std::ptrdiff_t r = 0; r < n; ++r)
-                    if (rows_.ids[rows_.order[j * kBlock + keys[r]]] != queries_.ids[query])
+                for (std::ptrdiff_t r = 0; r < n; ++r) {
+                    const std::int64_t id = row_ids_[rows_.order[j * kBlock + keys[r]]];
+                    if (id >= 0 && id != query_ids_[query])
                         found[p].push_back(rows.distance_to(x.data(), keys[r], w1_, w2_));
+                }
             }
         }
         for (std::ptrdiff_t p = 0; p < count; ++p) {
@@ -375,6 +408,7 @@ private:
     }
 
     const Side<T>&queries_, &rows_;
+    const std::int64_t *query_ids_, *row_ids_;
     const bool symmetric_;
     const std::vector<Grid>& grids_;
     const Bound bound_;

@@ -2,7 +2,7 @@
 #include <cstdio>
 
 #include "nearest.hpp"
-#include "search.hpp"
+#include "graph.hpp"
 
 namespace {
 
@@ -84,6 +84,38 @@ void compare_nearest(std::ptrdiff_t m, std::ptrdiff_t d) {
     for (std::ptrdiff_t i = 0; i < m; ++i) wrong += !(std::abs(fast[i] - plain[i]) <= T(1e-5) * plain[i]);
 }
 
+// An approximate graph is the same for all threads, and exact queries of the same index equal the plain loop.
+template <class T>
+void compare_graph(std::ptrdiff_t m, std::ptrdiff_t d, int kind, const dm2::Scanner* scanner) {
+    const std::vector<T> x = make_rows<T>(m, d, kind, 1), ones(x.size(), T(1));
+    const dm2::Rows<T> rows{x.data(), m, d, d, ones.data()};
+    const std::ptrdiff_t k = 5;
+    Ids ids(static_cast<std::size_t>(m)), places(ids.size());
+    for (std::ptrdiff_t i = 0; i < m; ++i) ids[i] = i;
+    std::vector<Best<T>> found;
+    for (const int num_threads : {1, 4}) {
+        const dm2::Index<T> index(rows, ids.data(), T(0.5), T(0.5), *scanner, num_threads, [](double) {});
+        for (std::ptrdiff_t p = 0; p < m; ++p) places[p] = p;
+        dm2::Graph<T> graph(index, ids.data(), 7);
+        graph.probe(0, 1, num_threads, [](double) {});
+        graph.join(num_threads, [](double) {});
+        graph.probe(1, 3, num_threads, [](double) {});
+        graph.join(num_threads, [](double) {});
+        found.emplace_back(m, k);
+        const std::vector<std::ptrdiff_t>& order = index.side->order;
+        graph.nearest(places.data(), Ids(order.begin(), order.end()).data(), m, k, found.back().distances.data(),
+                      found.back().ids.data(), num_threads, [](double) {});
+        Best<T> plain(9, k), fast(9, k);
+        const dm2::Rows<T> some = rows.part(0, 9);
+        dm2::plain_knn<T>(some, ids.data(), rows, ids.data(), {9, k, plain.distances.data(), plain.ids.data()}, T(0.5),
+                          T(0.5), num_threads, [](double) {});
+        index.search(some, ids.data(), ids.data(), {9, k, fast.distances.data(), fast.ids.data()}, num_threads,
+                     [](double) {});
+        wrong += !(plain == fast);
+    }
+    wrong += !(found[0] == found[1]);
+}
+
 }  // namespace
 
 int main() {
@@ -93,6 +125,8 @@ int main() {
             for (const std::ptrdiff_t d : {1, 37, 130}) {
                 compare<float>(700, d, 5, kind, scanner);
                 compare<double>(120, d, 119, kind, scanner);
+                compare_graph<float>(1500, d, kind, scanner);
+                compare_graph<double>(700, d, kind, scanner);
             }
     }
     for (const std::ptrdiff_t d : {1, 37, 130}) {

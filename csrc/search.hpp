@@ -50,13 +50,15 @@ struct Probed {
     std::vector<T> distances;
 
     template <class Report>
+    // best: what is held already, or no queries at all.
     Probed(const Problem<T>& problem, const Running<T>& best, std::ptrdiff_t probes, std::ptrdiff_t n, int num_threads,
            const Report& report) {
         const std::ptrdiff_t d = problem.rows.d, width = padded(d), k = best.k;
         std::mt19937_64 random(0);
         std::vector<T> x(static_cast<std::size_t>(probes * width)), other(static_cast<std::size_t>(width));
-        std::vector<T> held(static_cast<std::size_t>(probes * k));
-        std::vector<std::int64_t> ids(static_cast<std::size_t>(probes)), held_ids(held.size());
+        std::vector<T> held(static_cast<std::size_t>(probes * k), std::numeric_limits<T>::infinity());
+        std::vector<std::int64_t> ids(static_cast<std::size_t>(probes));
+        std::vector<std::int64_t> held_ids(held.size(), std::numeric_limits<std::int64_t>::max());
         for (std::ptrdiff_t i = 0; i < n; ++i) {
             const Rows<T>& from = i < probes ? problem.queries : problem.rows;
             const std::ptrdiff_t row = static_cast<std::ptrdiff_t>(random() % static_cast<std::uint64_t>(from.n));
@@ -65,6 +67,7 @@ struct Probed {
             rows.insert(rows.end(), out, out + d);
             if (i >= probes) continue;
             ids[i] = problem.query_ids[row];
+            if (best.queries == 0) continue;
             std::copy(best.distances + row * k, best.distances + (row + 1) * k, &held[i * k]);
             std::copy(best.ids + row * k, best.ids + (row + 1) * k, &held_ids[i * k]);
         }
@@ -120,12 +123,11 @@ std::vector<Stage> knn(const Problem<T>& problem, const Running<T>& best, const 
                                         *choice.scanner, num_threads);
     if (!forced && prepare + pairs * levels.cost > all_time) return all();
 
-    const Side<T> rows(problem.rows, problem.row_ids, sample, levels.grids, num_threads, quiet);
+    const Side<T> rows(problem.rows, sample.folds, levels.grids, num_threads, quiet);
     std::optional<Side<T>> queries;
-    if (!symmetric)
-        queries.emplace(problem.queries, problem.query_ids, sample, levels.grids, num_threads, quiet);
-    Engine<T> engine(queries ? *queries : rows, rows, levels.grids, bound, problem.w1, problem.w2, best,
-                     *choice.scanner);
+    if (!symmetric) queries.emplace(problem.queries, sample.folds, levels.grids, num_threads, quiet);
+    Engine<T> engine(queries ? *queries : rows, problem.query_ids, rows, problem.row_ids, levels.grids, bound,
+                     problem.w1, problem.w2, best, *choice.scanner);
     engine.run(num_threads, report);
     return engine.stages();
 }

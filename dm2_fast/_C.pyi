@@ -1,5 +1,5 @@
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 from numpy.typing import NDArray
 
@@ -44,6 +44,58 @@ def survives(
     error: float = 1.0,
     slack: bool = True,
 ) -> Array: ...
+
+class IndexFloat:
+    def __init__(
+        self,
+        rows: Array,
+        scale: Array,
+        ids: Array,
+        w1: float,
+        w2: float,
+        *,
+        num_threads: int,
+        isa: str = "auto",
+        report: Callable[[float], object] | None = None,
+    ) -> None: ...
+    def search(
+        self,
+        queries: Array,
+        query_scale: Array,
+        query_ids: Array,
+        row_ids: Array,
+        distances: Array,
+        indices: Array,
+        *,
+        num_threads: int,
+        report: Callable[[float], object] | None = None,
+    ) -> None: ...
+    def places(self) -> Array: ...
+
+class IndexDouble(IndexFloat): ...
+
+class GraphFloat:
+    @overload
+    def __init__(self, index: IndexFloat, ids: Array, slots: int) -> None: ...
+    @overload
+    def __init__(self, graph: GraphFloat, ids: Array) -> None: ...
+    def probe(
+        self, start: int, stop: int, *, num_threads: int, report: Callable[[float], object] | None = None
+    ) -> None: ...
+    def join(self, *, num_threads: int, report: Callable[[float], object] | None = None) -> None: ...
+    def nearest(
+        self,
+        places: Array,
+        lines: Array,
+        distances: Array,
+        indices: Array,
+        *,
+        num_threads: int,
+        report: Callable[[float], object] | None = None,
+    ) -> None: ...
+
+class GraphDouble(GraphFloat): ...
+
 def mix(
     inputs: Array,
     indices: Array,

@@ -11,10 +11,12 @@ if TYPE_CHECKING:
     from dm2_fast.adversarial import pair_loss as pair_loss
     from dm2_fast.experiment import RunConfig as RunConfig
     from dm2_fast.experiment import run as run
+    from dm2_fast.operations.audit import Audit as Audit
     from dm2_fast.operations.knn import knn as knn
     from dm2_fast.operations.knn import pairwise as pairwise
     from dm2_fast.operations.linear_probe import linear_probe as linear_probe
     from dm2_fast.operations.mix import mix as mix
+    from dm2_fast.operations.neighbours import Neighbours as Neighbours
     from dm2_fast.operations.uncertainty import uncertainty as uncertainty
     from dm2_fast.round import Picked as Picked
     from dm2_fast.round import Round as Round
@@ -28,7 +30,9 @@ __version__ = "0.1.0"
 # The module of each public name. It is imported on first use, so that the command line answers before torch is loaded,
 # and the core loads torch and numpy only.
 _MODULES = {
+    "Audit": "operations.audit",
     "DM2Config": "strategies.dm2",
+    "Neighbours": "operations.neighbours",
     "Pass": "strategy",
     "Picked": "round",
     "Round": "round",

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             warnings.showwarning = _warn
             from dm2_fast import commands
 
-            commands.carry_out(command, rest)
+            commands.carry_out(command, COMMANDS[command], rest)
     except (ValueError, TypeError, OSError, MissingExtra) as error:
         _fail(str(error))
     except KeyboardInterrupt:

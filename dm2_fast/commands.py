@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dm2_fast import strategies
-from dm2_fast.cli import COMMANDS
 from dm2_fast.experiment import RunConfig, run
 from dm2_fast.info import InfoConfig, info
 from dm2_fast.options import build, option_groups, parser
@@ -14,8 +13,8 @@ from dm2_fast.paper.table4 import Table4Config, table4
 from dm2_fast.selecting.command import SelectConfig, select_from_files
 
 
-def carry_out(command: str, given: Sequence[str]) -> None:
-    """Run a command with these arguments.
+def carry_out(command: str, description: str, given: Sequence[str]) -> None:
+    """Run a command with these arguments; description is the first line of its help.
 
     Raises:
         ValueError, TypeError, OSError: what the user can mend, in one line.
@@ -23,7 +22,7 @@ def carry_out(command: str, given: Sequence[str]) -> None:
     """
     configs, act = _COMMANDS[command]
     groups = option_groups(given)
-    values = parser(command, COMMANDS[command], configs, groups).parse_args(list(given))
+    values = parser(command, description, configs, groups).parse_args(list(given))
     for one, several in (("--seed", "--seeds"), ("--strategy", "--strategies")):
         if {one, several} <= {argument.partition("=")[0] for argument in given}:
             raise ValueError(f"use {one} or {several}, not both")

@@ -47,3 +47,13 @@ class _NoBar:
         self.n += done
 
     def close(self) -> None: ...
+
+
+def write(text: str) -> None:
+    """Print a line, above the bars that are shown."""
+    if "tqdm" in sys.modules:
+        import tqdm
+
+        tqdm.tqdm.write(text)
+    else:
+        print(text)

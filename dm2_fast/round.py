@@ -16,6 +16,7 @@ from dm2_fast.model.dropout import dropout_tail, sampled_dropout
 from dm2_fast.model.head import evaluating, find_head, model_device
 from dm2_fast.model.passes import ForwardPass
 from dm2_fast.operations.arrays import ArrayLike
+from dm2_fast.operations.audit import Audit
 from dm2_fast.operations.mix import Recipe
 from dm2_fast.operations.uncertainty import Uncertainty
 from dm2_fast.words import count
@@ -33,6 +34,7 @@ class Picked:
         neighbours: (m, k) int64 neighbours of every row, nearest first; None for strategies without neighbours.
         distances: (m, k) distances to them; None likewise.
         mixture: What every row was mixed with, and how much of it; None for strategies that do not mix.
+        audit: How good the neighbours are, where `DM2Config(recall=...)` asked for it; None likewise.
         seconds: Wall time of each stage that this choice ran, in the order in which they ended.
         prepared: How the model was prepared for inference, or "off" and why it was not; None where no model ran.
     """
@@ -42,6 +44,7 @@ class Picked:
     neighbours: Tensor | None = None
     distances: Tensor | None = None
     mixture: Recipe | None = None
+    audit: Audit | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     prepared: str | None = None
 

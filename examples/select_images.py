@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 
-def build() -> nn.Module:
+def build() -> nn.Sequential:
     """The model as it is before its weights are loaded: `--model examples.select_images:build`."""
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
 
@@ -34,7 +34,8 @@ def main() -> None:
     np.savetxt("labelled.csv", lines, "%d", delimiter=",", header="row,label", comments="")
     with torch.no_grad():
         np.save("features.npy", model[:-1](torch.from_numpy(images).float() / 255).numpy())
-    np.savez("head.npz", weight=model[-1].weight.detach().numpy(), bias=model[-1].bias.detach().numpy())
+    weight, bias = model[-1].parameters()
+    np.savez("head.npz", weight=weight.detach().numpy(), bias=bias.detach().numpy())
 
 
 if __name__ == "__main__":

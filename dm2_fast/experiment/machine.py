@@ -5,6 +5,7 @@ import platform
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def reproducible(threads: int | None) -> Iterator[None]:
 
 
 def machine(device: torch.device) -> list[str]:
-    """What timings depend on: the processor, the threads, the versions and the commit."""
+    """What timings depend on: the processor, the threads, the versions, the commit; and today's date in UTC."""
     model = next(
         (line.partition(":")[2].strip() for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")),
         platform.processor() or platform.machine(),
@@ -55,7 +56,7 @@ def machine(device: torch.device) -> list[str]:
     installed = [f"{name} {version}" for name, version in versions()]
     return [
         f"{model}, {processors}{gpu}, {backends.extension()}",
-        ", ".join([*installed, f"commit {commit.stdout.strip() or 'unknown'}"]),
+        ", ".join([*installed, f"commit {commit.stdout.strip() or 'unknown'}", str(datetime.now(timezone.utc).date())]),
     ]
 
 

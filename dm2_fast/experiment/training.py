@@ -133,7 +133,7 @@ def train(
                         TrainingStep(epoch, config.epochs, inputs[: len(rows)], y, clean, draw)
                     )
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimizer.step()
             bar.update()
             if file is not None and (file.due() or epoch + 1 == config.epochs):

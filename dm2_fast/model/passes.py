@@ -130,13 +130,20 @@ class ForwardPass:
         """
         return torch.cat([logits for _, logits in self._run("logits", None)])
 
-    def mixed_uncertainty(self, recipe: Recipe, kind: Uncertainty = "least-confidence") -> Tensor:
+    def mixed_uncertainty(
+        self, recipe: Recipe, kind: Uncertainty = "least-confidence", rows: Tensor | None = None
+    ) -> Tensor:
         """Mix every row by the recipe and return the uncertainty (m,) of the mixtures, Eqs. 7-10.
+
+        Args:
+            recipe: What each row of the pool is mixed with.
+            kind: As in `dm2_fast.uncertainty`.
+            rows: Mix only these rows, (n,) int64, and return (n,).
 
         Raises:
             ValueError, TypeError: the model does not return finite (n, C) logits.
         """
-        return self.uncertainty(torch.cat([logits for _, logits in self._run("mixed", recipe)]), kind)
+        return self.uncertainty(torch.cat([logits for _, logits in self._run("mixed", recipe, rows=rows)]), kind)
 
     def softmax_moments(self, passes: int, use: Callable[[int], None]) -> tuple[Tensor, Tensor]:
         """Run the model itself several times, and return the mean of the softmax p and the mean entropy of p.
@@ -206,9 +213,11 @@ class ForwardPass:
             return torch.get_autocast_dtype(device)
         return self.autocast
 
-    def _run(self, name: str, recipe: Recipe | None, features: bool = False) -> list[tuple[Tensor, Tensor]]:
-        """(features, logits) of the plain or mixed pool, in parts; features are the logits where not asked for."""
-        device, autocast, m = model_device(self.model), self._autocast(), len(self.inputs)
+    def _run(
+        self, name: str, recipe: Recipe | None, features: bool = False, rows: Tensor | None = None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """(features, logits) of the plain or mixed pool, or of some rows, in parts; no features are logits instead."""
+        device, autocast, m = model_device(self.model), self._autocast(), len(self.inputs if rows is None else rows)
         engine = self.prepared()
         if features and engine.head is None:
             engine = Prepared(engine.note, self._features)
@@ -229,17 +238,17 @@ class ForwardPass:
             parts, end = [], min(start + size, m)
             with contexts():
                 while start < end:
-                    rows = limit
+                    count = limit
                     try:
                         threads = 1 if engine.threads else self.num_threads
-                        batch = self._batch(recipe, start, rows, threads, engine.channels_last)
-                        parts.append(self._outputs(engine, batch, features, start, min(rows, end - start)))
+                        batch = self._batch(recipe, start, count, threads, engine.channels_last, rows)
+                        parts.append(self._outputs(engine, batch, features, start, min(count, end - start)))
                     except (RuntimeError, MemoryError) as error:
-                        if rows == 1 or not out_of_memory(error):
+                        if count == 1 or not out_of_memory(error):
                             raise
-                        limit, shortage = min(limit, rows // 2), first_line(error)
+                        limit, shortage = min(limit, count // 2), first_line(error)
                     else:
-                        start += rows
+                        start += count
             return parts
 
         with evaluating(self.model):
@@ -295,14 +304,21 @@ class ForwardPass:
         return features[:keep].clone(), logits[:keep].clone()
 
     def _batch(
-        self, recipe: Recipe | None, start: int, size: int, num_threads: int | None = None, channels_last: bool = False
+        self,
+        recipe: Recipe | None,
+        start: int,
+        size: int,
+        num_threads: int | None = None,
+        channels_last: bool = False,
+        some: Tensor | None = None,
     ) -> Tensor:
-        """Size rows of the plain or mixed pool from start on, as the model takes them.
+        """Size rows of the plain or mixed pool (or of some of its rows) from start on, as the model takes them.
 
         What lies behind the pool's end is filled with copies of the last row: a batch of another shape may round
         differently.
         """
-        rows = torch.arange(start, start + size).clamp(max=len(self.inputs) - 1)
+        rows = torch.arange(start, start + size).clamp(max=len(self.inputs if some is None else some) - 1)
+        rows = rows if some is None else some[rows]
         neighbours, lam, weights = torch.empty(size, 0, dtype=torch.int64), torch.tensor(1.0), None
         if recipe is not None:
             neighbours, lam = recipe.indices[rows].cpu(), recipe.lam[rows].cpu()

@@ -15,7 +15,7 @@ WHOLE_PROBLEMS = True
 _BATCH = 2**10  # mixtures held at a time
 
 
-def _array(rows: Tensor) -> NDArray[Any]:
+def array(rows: Tensor) -> NDArray[Any]:
     """The rows where they are; bfloat16, which NumPy lacks, as the int16 of its bits."""
     return (rows.view(torch.int16) if rows.dtype == torch.bfloat16 else rows).numpy()
 
@@ -24,6 +24,11 @@ def _float(rows: Tensor) -> Tensor:
     """Half precision is widened; rows that are strided inside are copied; everything else stays where it is."""
     rows = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
     return rows if rows.shape[1] <= 1 or rows.stride(1) == 1 else rows.contiguous()
+
+
+def prepared(dtype: torch.dtype) -> tuple[Any, Any]:
+    """The classes of csrc/index.hpp and csrc/graph.hpp for a dtype of distances."""
+    return (_C.IndexDouble, _C.GraphDouble) if dtype == torch.float64 else (_C.IndexFloat, _C.GraphFloat)
 
 
 def pairwise(
@@ -39,9 +44,9 @@ def pairwise(
 ) -> None:
     """`reference.pairwise`, with the fixed summation order of csrc/distance.hpp."""
     _C.pairwise(
-        _array(queries),
+        array(queries),
         query_scale.numpy(),
-        _array(rows),
+        array(rows),
         row_scale.numpy(),
         out.numpy(),
         w1,
@@ -79,10 +84,10 @@ def knn(
             filter at all; None for what a sample of the data suggests.
     """
     _C.knn(
-        _array(queries),
+        array(queries),
         query_scale.numpy(),
         query_ids.numpy(),
-        _array(rows),
+        array(rows),
         row_scale.numpy(),
         row_ids.numpy(),
         distances.numpy(),

@@ -40,7 +40,7 @@ def weights(metric: str, d: int) -> tuple[float, float]:
     return _WEIGHTS[metric](d)
 
 
-class _Rows:
+class UnitRows:
     """A feature matrix and the scale whose product has unit rows; a zero row stays zero.
 
     scale (m,) is 1 / norm, from a norm in double. If a row is beyond 2**100 or below 2**-100, where 1 / norm is more
@@ -83,6 +83,12 @@ class _Rows:
             return rows, scale
         return rows.to(scale.dtype) * scale[:, :1], scale[:, 1].contiguous()
 
+    def some(self, rows: Tensor) -> "UnitRows":
+        """A copy of some of the rows, with the scale they have here."""
+        copy = object.__new__(UnitRows)
+        copy.data, copy.scale, copy.block = self.data[rows], self.scale[rows], self.block
+        return copy
+
     def steps(self) -> range:
         """Block starts: one block where rows are used in place, small ones where reading converts them."""
         in_place = self.scale.ndim == 1 and self.data.dtype == self.scale.dtype and self.data.stride(1) == 1
@@ -96,7 +102,7 @@ def _power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.tensor(powers, dtype=dtype, device=exponent.device)[most + exponent.clamp(-most, most)]
 
 
-def _matrix(x: Tensor | np.ndarray, name: str) -> Tensor:
+def matrix(x: Tensor | np.ndarray, name: str) -> Tensor:
     """x as a tensor, if it is a non-empty matrix of features."""
     x = as_tensor(x, name)
     if x.ndim != 2:
@@ -108,23 +114,34 @@ def _matrix(x: Tensor | np.ndarray, name: str) -> Tensor:
     return x
 
 
-def _open(
-    x: Tensor | np.ndarray, other: Tensor | np.ndarray | None, other_name: str, progress: bool = False
-) -> tuple[_Rows, _Rows]:
-    """x and the other matrix (x itself for None), checked against each other before anything is read."""
-    x = _matrix(x, "x")
-    if other is None:
-        rows = _Rows(x, "x", progress)
-        return rows, rows
-    other = _matrix(other, other_name)
+def check_match(x: Tensor, rows: Tensor, name: str) -> None:
+    """Raise unless x can be compared with the rows."""
     for what, got, want in (
-        ("be on the device of x", other.device, x.device),
-        ("have the dtype of x", other.dtype, x.dtype),
-        ("have as many features as x", other.shape[1], x.shape[1]),
+        ("be on the device of x", x.device, rows.device),
+        ("have the dtype of x", x.dtype, rows.dtype),
+        ("have as many features as x", x.shape[1], rows.shape[1]),
     ):
         if got != want:
-            raise ValueError(f"{other_name} must {what}, {want}, got {got}")
-    return _Rows(x, "x", progress), _Rows(other, other_name)
+            raise ValueError(f"{name} must {what}, {want}, got {got}")
+
+
+def check_k(k: int, most: int, rows: int) -> None:
+    """Raise unless k is a count of neighbours between 1 and most."""
+    if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or not 1 <= k <= most:
+        raise ValueError(f"k must be in [1, {most}] for {rows} rows, got {k}")
+
+
+def _open(
+    x: Tensor | np.ndarray, other: Tensor | np.ndarray | None, other_name: str, progress: bool = False
+) -> tuple[UnitRows, UnitRows]:
+    """x and the other matrix (x itself for None), checked against each other before anything is read."""
+    x = matrix(x, "x")
+    if other is None:
+        rows = UnitRows(x, "x", progress)
+        return rows, rows
+    other = matrix(other, other_name)
+    check_match(other, x, other_name)
+    return UnitRows(x, "x", progress), UnitRows(other, other_name)
 
 
 def knn(
@@ -133,6 +150,7 @@ def knn(
     metric: Metric = "literal",
     *,
     queries: Tensor | np.ndarray | None = None,
+    recall: float | None = None,
     backend: str = "auto",
     num_threads: int | None = None,
     progress: bool = False,
@@ -149,6 +167,8 @@ def knn(
         k: Neighbours per row, 1 <= k <= m - 1 (<= m with queries).
         metric: "literal", "rms", "l1" or "l2"; see `weights`.
         queries: (q, d), like x: find their neighbours among the rows of x instead, none left out.
+        recall: None for exact neighbours. A number in (0, 1), for large pools on a CPU: at least this share of the
+            neighbours, with 95 % confidence, in a fraction of the time; `dm2_fast.Neighbours` says what was reached.
         backend: "auto", "triton", "cpp" or "torch"; see `dm2_fast.operations.backends`.
         num_threads: Threads of the C++ backend; None for `torch.get_num_threads()`.
         progress: Show a progress bar on a terminal.
@@ -158,17 +178,23 @@ def knn(
         indices: (m, k) int64, never the row's own index; equal distances keep the lower index first.
 
     Raises:
-        ValueError: x is not 2-D or not finite, queries do not match x, or k is out of range.
+        ValueError: x is not 2-D or not finite, queries do not match x, or k or recall is out of range.
         TypeError: the dtype is not listed above.
-        RuntimeError: a forced backend cannot run on x.
+        RuntimeError: a forced backend cannot run on x, or a recall is asked for where C++ cannot run.
     """
+    if recall is not None:
+        from dm2_fast.operations.neighbours import Neighbours
+
+        if queries is not None:
+            raise ValueError("recall= is for the neighbours of all rows: leave out queries, or recall")
+        options: dict[str, Any] = {"backend": backend, "num_threads": num_threads, "progress": progress}
+        return Neighbours(x, metric, recall, **options).graph(k)
     rows, asked = _open(x, queries, "queries", progress)
     most = len(rows) if queries is not None else len(rows) - 1
-    if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or not 1 <= k <= most:
-        raise ValueError(f"k must be in [1, {most}] for {len(rows)} rows, got {k}")
+    check_k(k, most, len(rows))
     w1, w2 = weights(metric, rows.data.shape[1])
     module = backends.resolve(backend, rows.data, "knn")
-    options: dict[str, Any] = dict(backends.thread_options(module, num_threads))
+    options = dict[str, Any](backends.thread_options(module, num_threads))
     device, d = rows.data.device, rows.data.shape[1]
 
     distances = torch.full((len(asked), k), torch.inf, dtype=rows.scale.dtype, device=device)

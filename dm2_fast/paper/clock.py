@@ -4,11 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TypeVar
 
 import torch
 
 from dm2_fast.paper.timings import Timing, read_timings, write_timings
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,23 +48,9 @@ class Clock:
         """Whether this was timed."""
         return any(t.repeat == repeat for t in self.of(part, kind, name))
 
-    def measure(self, call: Callable[[], Any]) -> tuple[Any, float, int]:
-        """The result of a call, its seconds, and the most bytes that were in use beyond those before it."""
-        on_cuda = self.device.type == "cuda"
-        if on_cuda:
-            torch.cuda.synchronize(self.device)
-            torch.cuda.reset_peak_memory_stats(self.device)
-            before = torch.cuda.memory_allocated(self.device)
-        else:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-            before = _resident("VmRSS")
-        start = perf_counter()
-        result = call()
-        if on_cuda:
-            torch.cuda.synchronize(self.device)
-        seconds = perf_counter() - start
-        peak = torch.cuda.max_memory_allocated(self.device) if on_cuda else _resident("VmHWM")
-        return result, seconds, max(0, peak - before)
+    def measure(self, call: Callable[[], T]) -> tuple[T, float, int]:
+        """`measured` on the device of this clock."""
+        return measured(call, self.device)
 
     def add(self, timing: Timing) -> None:
         """Keep a timing."""
@@ -70,8 +58,31 @@ class Clock:
         write_timings(self.file, self.timings)
 
 
+def measured(call: Callable[[], T], device: torch.device | str = "cpu") -> tuple[T, float, int]:
+    """The result of a call, its seconds, and the most bytes that were in use beyond those before it.
+
+    The bytes are those of the GPU for a CUDA device, else those of this process.
+    """
+    device = torch.device(device)
+    on_cuda = device.type == "cuda"
+    if on_cuda:
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = _resident("VmRSS")
+    start = perf_counter()
+    result = call()
+    if on_cuda:
+        torch.cuda.synchronize(device)
+    seconds = perf_counter() - start
+    peak = torch.cuda.max_memory_allocated(device) if on_cuda else _resident("VmHWM")
+    return result, seconds, max(0, peak - before)
+
+
 def _resident(name: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(name):
             return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status must hold {name}, got none")
+    raise OSError(f"cannot measure memory: /proc/self/status has no {name}")

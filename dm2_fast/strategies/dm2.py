@@ -5,11 +5,16 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
+from torch import Tensor
 
 from dm2_fast.operations.knn import Metric, knn, weights
-from dm2_fast.operations.mix import Mix, check_mix, recipe
+from dm2_fast.operations.mix import Mix, Recipe, check_mix, recipe
+from dm2_fast.operations.neighbours import Neighbours
 from dm2_fast.round import Picked, Round, check_budget, highest
 from dm2_fast.strategy import FEATURES, Pass, Strategy
+
+_EXACT = 5  # budgets of rows whose neighbours are searched exactly after an approximate graph
+_MILLION_MINUTES = 2.1  # of one core for a million rows of 128 features: benches/approximate.py
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,9 @@ class DM2Config:
         alpha: Parameter of the Beta(alpha, alpha) that lam=beta draws from.
         score: Uncertainty of the mixed sample, Eq. 10: 1 - max softmax, or entropy.
         offset: Skip this many of the highest scores before choosing (Figure 1).
+        recall: None for exact neighbours; or for large pools on a CPU, the recall in (0, 1) that approximate ones must
+            have. The rows that score highest, five times the budget, then get their exact neighbours and score, since
+            what is chosen depends on these alone. `Picked.audit` says what was reached.
     """
 
     metric: Metric = "literal"
@@ -34,6 +42,7 @@ class DM2Config:
     alpha: float = 1.0
     score: Literal["least-confidence", "entropy"] = "least-confidence"
     offset: int = 0
+    recall: float | None = None
 
     def __post_init__(self) -> None:
         weights(self.metric, 1)
@@ -45,6 +54,8 @@ class DM2Config:
             raise ValueError(f"score must be one of {', '.join(scores)}, got {self.score!r}")
         if self.offset < 0:
             raise ValueError(f"offset must be at least 0, got {self.offset}")
+        if self.recall is not None and not 0 < self.recall < 1:
+            raise ValueError(f"recall must be between 0 and 1, or None for exact neighbours, got {self.recall}")
 
 
 def choose(round: Round, budget: int, options: DM2Config) -> Picked:
@@ -56,20 +67,48 @@ def choose(round: Round, budget: int, options: DM2Config) -> Picked:
     if k < options.k:
         warnings.warn(f"k={options.k} is clamped to {k}: the pool has {m} row{'s' * (m > 1)}", stacklevel=4)
     with round.stage("neighbours"):
-        distances, neighbours = torch.empty(m, 0), torch.empty(m, 0, dtype=torch.int64)
-        if k:
+        distances, neighbours, index = torch.empty(m, 0), torch.empty(m, 0, dtype=torch.int64), None
+        if k and options.recall is None:
+            _tell_of_recall(features)
             distances, neighbours = knn(features, k, options.metric, progress=forward.progress, **forward.compute)
-    with round.stage("mixed"):
-        mixture = recipe(
+        elif k:
+            progress = forward.progress
+            index = Neighbours(features, options.metric, options.recall, progress=progress, **forward.compute)
+            distances, neighbours = index.graph(k)
+
+    def mixture_now() -> Recipe:
+        return recipe(
             distances, neighbours, options.mix, options.lam, options.alpha,
             seed=round.seed, round=round.round, row_ids=round.ids,
         )  # fmt: skip
+
+    with round.stage("mixed"):
+        mixture = mixture_now()
         scores = round.once(
             "mixed", replace(options, offset=0), lambda: forward.mixed_uncertainty(mixture, options.score)
         )
+    audit = index.audit if index else None
+    if index and audit and audit.path == "approximate":
+        with round.stage("exact"):
+            highest_rows = highest(scores, min(m, options.offset + _EXACT * budget)).sort().values
+            distances[highest_rows], neighbours[highest_rows] = index.of(highest_rows, k)
+            mixture, scores = mixture_now(), scores.clone()
+            scores[highest_rows] = forward.mixed_uncertainty(mixture, options.score, highest_rows)
     with round.stage("choose"):
         indices = highest(scores, budget, options.offset)
-    return Picked(indices, scores, neighbours, distances, mixture)
+    return Picked(indices, scores, neighbours, distances, mixture, audit)
+
+
+def _tell_of_recall(features: Tensor) -> None:
+    """Warn of an exact search on the CPU that may take more than ten minutes."""
+    m, d = features.shape
+    minutes = _MILLION_MINUTES * (m / 1e6) ** 1.6 * d / 128 / torch.get_num_threads()
+    if features.device.type == "cpu" and minutes > 10:
+        warnings.warn(
+            f"the exact neighbours of {m} rows of {d} features may take {minutes:.0f} minutes: "
+            "DM2Config(recall=0.95) finds nearly all of them in a fraction of that",
+            stacklevel=5,
+        )
 
 
 MIXED = Pass("mixed", lambda round, options: choose(round, 1, replace(options, offset=0)))

@@ -16,7 +16,7 @@ def test_digits_come_with_the_installation() -> None:
     assert data.x.shape == (1437, 1, 8, 8)
     assert data.x_test.shape == (360, 1, 8, 8)
     assert data.x.dtype == torch.uint8
-    assert (data.x.min(), data.x.max()) == (0, 255)
+    assert (int(data.x.min()), int(data.x.max())) == (0, 255)
     assert len(data.y) == 1437
     assert data.y.dtype == torch.int64
     shares = torch.bincount(data.y) / torch.bincount(torch.cat([data.y, data.y_test]))

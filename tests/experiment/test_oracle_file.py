@@ -26,7 +26,7 @@ LETTERS = tuple("ABCDEFGHIJ")
 
 def fill_in(file: Path, name: Sequence[str] = tuple("0123456789")) -> None:
     """Label as the data set does."""
-    y = load("digits").y
+    y = load("digits").y.tolist()
     lines = list(csv.reader(file.read_text().splitlines()))
     assert lines[0] == ["order", "row", "label"]
     with file.open("w", newline="") as out:

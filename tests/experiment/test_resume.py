@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import dm2_fast
-from dm2_fast.experiment import loop, training
+from dm2_fast.experiment import loop, training, twins
 from dm2_fast.experiment.config import resolve
 from dm2_fast.experiment.folder import checkpoint
 from dm2_fast.experiment.folder.run_folder import RunFolder
@@ -116,7 +116,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     damage(newest, kept)
     (tmp_path / "checkpoints" / "training.pt").unlink()
     trained = []
-    whole = loop.train_round
+    whole = twins.train_round
     monkeypatch.setattr(loop, "train_round", lambda *a: trained.append(a[6]) or whole(*a))
     with pytest.warns(UserWarning, match=rf"{newest} is damaged; going on from what was saved before it"):
         dm2_fast.run(replace(CONFIG, output=tmp_path))

@@ -5,6 +5,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from dm2_fast import DM2Config, Round, select, select_from
 from dm2_fast.model.passes import ForwardPass
 
 
-def trained(model: nn.Module, shape: tuple[int, ...] = (3, 12, 12), seed: int = 0) -> nn.Module:
+def trained(model: nn.Module, shape: tuple[int, ...] = (3, 12, 12), seed: int = 0) -> Any:
     """The model with BatchNorm weights and statistics that are not the initial ones."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -101,7 +101,7 @@ def leaf(x, k, metric="literal", queries=None, parts=1, scale=None, num_threads=
     indices = np.full(distances.shape, NONE)
     for part in np.array_split(ids, parts):
         rows = (x, scale, ids) if parts == 1 else (x[part[0] : part[-1] + 1], scale[part], part)
-        _C.knn(*asked, *rows, distances, indices, *weights(metric, d), num_threads=num_threads, **options)
+        _C.knn(*asked, *rows, distances, indices, *weights(metric, d), num_threads=num_threads, **options)  # type: ignore[call-arg, misc]
     return distances, indices
 
 

@@ -72,7 +72,8 @@ def naive_deviations(model: nn.Module, x: Tensor, passes: int, scale: float, noi
 
 
 def naive_picks(x: np.ndarray, budget: int) -> list[int]:
-    centres, picks = [np.zeros(x.shape[1])], []
+    centres = [np.zeros(x.shape[1])]
+    picks: list[int] = []
     for _ in range(budget):
         nearest = np.min([((x - centre) ** 2).sum(1) for centre in centres], axis=0)
         nearest[picks] = -1

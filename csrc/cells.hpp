@@ -1,0 +1,124 @@
+// Cells of rows that are near each other: the leaves of the 2-means tree, whose rows move to the nearest centre.
+#pragma once
+
+#include "engine.hpp"
+
+namespace dm2 {
+
+constexpr std::ptrdiff_t kCell = 256;  // rows of a cell, on average; never more than twice as many
+
+// SADs of a code with those of some rows anywhere in memory.
+DM2_CLONES inline void sads_to(const std::uint8_t* code, const std::uint8_t* codes, std::ptrdiff_t bytes,
+                               const std::uint32_t* rows, std::ptrdiff_t n, std::int32_t* out) {
+    for (std::ptrdiff_t r = 0; r < n; ++r) {
+        const std::uint8_t* other = codes + static_cast<std::ptrdiff_t>(rows[r]) * bytes;
+        std::int32_t sum = 0;
+        for (std::ptrdiff_t t = 0; t < bytes; ++t) sum += std::abs(code[t] - other[t]);
+        out[r] = sum;
+    }
+}
+
+// The first n numbers with the least (key, number), in order.
+inline void least(std::vector<std::uint64_t>& keys, const std::int32_t* of, std::ptrdiff_t count, std::ptrdiff_t n) {
+    keys.resize(static_cast<std::size_t>(count));
+    for (std::ptrdiff_t i = 0; i < count; ++i)
+        keys[i] = static_cast<std::uint64_t>(of[i]) << 32 | static_cast<std::uint64_t>(i);
+    n = std::min(n, count);
+    if (n < count) std::nth_element(keys.begin(), keys.begin() + n, keys.end());
+    keys.resize(static_cast<std::size_t>(n));
+    std::sort(keys.begin(), keys.end());
+}
+
+// Cell c has the places from first[c] to first[c + 1].
+class Cells {
+public:
+    std::vector<std::ptrdiff_t> first;
+    std::vector<std::uint8_t> centres;  // the mean code of each
+
+    std::ptrdiff_t size() const { return static_cast<std::ptrdiff_t>(first.size()) - 1; }
+    std::ptrdiff_t bytes() const { return bytes_; }
+
+    // Put the rows in cells, and the places of the side in their order. A cell of many equal rows is cut.
+    template <class T, class Report>
+    Cells(Side<T>& side, std::ptrdiff_t bytes, int num_threads, const Report& report) : bytes_(bytes) {
+        const std::ptrdiff_t n = side.rows.n;
+        const std::uint8_t* codes = side.wide[0].data();
+        std::vector<std::ptrdiff_t> order(static_cast<std::size_t>(n));
+        for (std::ptrdiff_t p = 0; p < n; ++p) order[p] = p;
+        for (std::ptrdiff_t p = 0; p < n; p += kCell) first.push_back(p);
+        first.push_back(n);
+        for (int move = 0; move < kMoves; ++move) {
+            find_centres(codes, order, num_threads);
+            move_rows(codes, order, num_threads, report);
+        }
+        std::vector<std::ptrdiff_t> cut;
+        for (std::ptrdiff_t cell = 0; cell < size(); ++cell)
+            for (std::ptrdiff_t p = first[cell]; p < first[cell + 1]; p += 2 * kCell) cut.push_back(p);
+        cut.push_back(n);
+        first.swap(cut);
+        find_centres(codes, order, num_threads);
+        side.reorder(order);
+    }
+
+    // The cells around one, the nearest centres first, itself before all.
+    std::vector<std::uint32_t> around(std::ptrdiff_t cell, std::ptrdiff_t most) const {
+        std::vector<std::uint32_t> all(static_cast<std::size_t>(size()));
+        std::vector<std::int32_t> sads(all.size());
+        std::vector<std::uint64_t> keys;
+        for (std::ptrdiff_t c = 0; c < size(); ++c) all[c] = static_cast<std::uint32_t>(c);
+        sads_to(&centres[cell * bytes_], centres.data(), bytes_, all.data(), size(), sads.data());
+        for (std::int32_t& sad : sads) ++sad;
+        sads[cell] = 0;
+        least(keys, sads.data(), size(), most);
+        all.assign(keys.begin(), keys.end());  // the lower half
+        return all;
+    }
+
+private:
+    static constexpr int kMoves = 3;
+    static constexpr std::ptrdiff_t kTo = 32;  // centres that a row may move to
+
+    void find_centres(const std::uint8_t* codes, const std::vector<std::ptrdiff_t>& order, int num_threads) {
+        centres.assign(static_cast<std::size_t>(size() * bytes_), 0);
+        parallel_blocks(size(), 16, num_threads, [&](std::ptrdiff_t start, std::ptrdiff_t count) {
+            for (std::ptrdiff_t cell = start; cell < start + count; ++cell) {
+                const std::ptrdiff_t n = first[cell + 1] - first[cell];
+                std::vector<std::int32_t> sums(static_cast<std::size_t>(bytes_), 0);
+                for (std::ptrdiff_t p = first[cell]; p < first[cell + 1]; ++p)
+                    for (std::ptrdiff_t t = 0; t < bytes_; ++t) sums[t] += codes[order[p] * bytes_ + t];
+                for (std::ptrdiff_t t = 0; t < bytes_ && n > 0; ++t)
+                    centres[cell * bytes_ + t] = static_cast<std::uint8_t>((sums[t] + n / 2) / n);
+            }
+        });
+    }
+
+    // Each row goes to the nearest of the centres around its own; of equal ones, to that of the nearer cell.
+    template <class Report>
+    void move_rows(const std::uint8_t* codes, std::vector<std::ptrdiff_t>& order, int num_threads, const Report& report) {
+        std::vector<std::uint32_t> cell_of(order.size());  // by place
+        parallel_blocks(
+            size(), 4, num_threads,
+            [&](std::ptrdiff_t start, std::ptrdiff_t count) {
+                for (std::ptrdiff_t cell = start; cell < start + count; ++cell) {
+                    const std::vector<std::uint32_t> to = around(cell, kTo);
+                    const std::ptrdiff_t n = static_cast<std::ptrdiff_t>(to.size());
+                    for (std::ptrdiff_t p = first[cell]; p < first[cell + 1]; ++p) {
+                        std::int32_t sads[kTo];
+                        sads_to(codes + order[p] * bytes_, centres.data(), bytes_, to.data(), n, sads);
+                        cell_of[p] = to[std::min_element(sads, sads + n) - sads];
+                    }
+                }
+            },
+            report);
+        std::vector<std::ptrdiff_t> next(first.size(), 0), moved(order.size());
+        for (const std::uint32_t cell : cell_of) ++next[cell + 1];
+        for (std::size_t c = 1; c < next.size(); ++c) next[c] += next[c - 1];
+        first = next;
+        for (std::size_t p = 0; p < order.size(); ++p) moved[next[cell_of[p]]++] = order[p];
+        order.swap(moved);
+    }
+
+    std::ptrdiff_t bytes_;
+};
+
+}  // namespace dm2

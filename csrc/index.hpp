@@ -1,0 +1,64 @@
+// Rows prepared once: their codes in cells, for approximate graphs and for exact queries.
+#pragma once
+
+#include "cells.hpp"
+#include "search.hpp"
+
+namespace dm2 {
+
+template <class T>
+struct Index {
+    Rows<T> rows;
+    T w1, w2;
+    const Scanner& scanner;
+    std::vector<Fold> folds;
+    std::vector<Grid> grids;  // 32 bytes, then all dimensions
+    Bound bound;
+    std::unique_ptr<Side<T>> side;
+    std::unique_ptr<Cells> cells;
+
+    template <class Report>
+    Index(const Rows<T>& rows_, const std::int64_t* ids, T w1_, T w2_, const Scanner& scanner_, int num_threads, const Report& report)
+        : rows(rows_), w1(w1_), w2(w2_), scanner(scanner_), bound(Bound::of(rows_.d, w1_, w2_)) {
+        const DefaultArithmetic arithmetic;
+        prepare(ids, num_threads, report);
+        side = std::make_unique<Side<T>>(rows, folds, grids, num_threads, report);
+        cells = std::make_unique<Cells>(*side, bytes(), num_threads, report);
+    }
+
+    std::ptrdiff_t bytes() const { return grids[1].bytes; }
+    const std::uint8_t* code(std::ptrdiff_t place) const { return &side->wide[0][place * bytes()]; }
+
+    // Update the running best of some queries, which need not be rows, as `knn` does. A row with a negative id is left out.
+    template <class Report>
+    void search(const Rows<T>& queries, const std::int64_t* query_ids, const std::int64_t* row_ids,
+                const Running<T>& best, int num_threads, const Report& report) const {
+        const DefaultArithmetic arithmetic;
+        const auto quiet = [&](double) { report(0.0); };
+        const Side<T> asked(queries, folds, grids, num_threads, quiet);
+        Engine<T>(asked, query_ids, *side, row_ids, grids, bound, w1, w2, best, scanner).run(num_threads, report);
+    }
+
+private:
+    static constexpr std::ptrdiff_t kTypical = 10;  // the neighbour whose distance the grids are made for
+
+    template <class Report>
+    void prepare(const std::int64_t* ids, int num_threads, const Report& report) {
+        const std::ptrdiff_t n = std::min<std::ptrdiff_t>(1000, (1 << 22) / rows.d + 2 * kProbes);
+        const std::ptrdiff_t probes = std::min<std::ptrdiff_t>(kProbes / 2, rows.n);
+        const std::ptrdiff_t k = std::min(kTypical, std::max<std::ptrdiff_t>(1, rows.n - 1));
+        Probed<T> probed({rows, ids, rows, ids, w1, w2}, {0, k, nullptr, nullptr}, probes, n, num_threads, report);
+        std::vector<double> l1;
+        for (const T distance : probed.distances) l1.push_back(bound.l1(distance));
+        Sample sample(std::move(probed.rows), n, rows.d);
+        Trial finest = best_clip(sample, 0, l1, true, scanner, num_threads);
+        const Grid full = finest.grid;
+        sample.fold(num_threads);
+        const std::vector<std::ptrdiff_t> none_behind;
+        grids = choose_levels(sample, std::move(finest), l1, true, &none_behind, scanner, num_threads).grids;
+        grids.push_back(full);
+        folds = std::move(sample.folds);
+    }
+};
+
+}  // namespace dm2
