@@ -11,7 +11,7 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check
 
 SANITIZE := -std=c++17 -O2 -g -ffp-contract=off -Wall -Wextra -pthread -fno-omit-frame-pointer
 
-.PHONY: run test test-slow test-oldest fuzz wheel release-check lint bench gpu sanitize limit install install-test clean
+.PHONY: run test test-slow test-oldest fuzz docs wheel release-check lint bench gpu sanitize limit install install-test clean
 
 run: install  ## install, then DM2-AT on the digits that come with scikit-learn
 	$(PYTHON) -m dm2_fast run --strategy dm2-at
@@ -42,7 +42,11 @@ wheel:  ## an sdist and, from it, a wheel for this machine in dist/, made in a c
 	PATH="$(CURDIR)/build/wheel/bin:$$PATH" build/wheel/bin/auditwheel repair --wheel-dir dist build/wheel/made/*.whl
 	cp build/wheel/made/*.tar.gz dist
 
-release-check: lint test test-slow test-oldest test-compilers sanitize fuzz wheel  ## everything that precedes a release
+docs: $(PYTHON)  ## the documentation site in build/site; a warning or a dead link is an error
+	$(PIP) install --quiet $(PINNED) -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
+
+release-check: docs lint test test-slow test-oldest test-compilers sanitize fuzz wheel  ## everything that precedes a release
 
 lint: install-test  ## style and types
 	$(PYTHON) -m ruff check
