@@ -11,7 +11,7 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check
 
 SANITIZE := -std=c++17 -O2 -g -ffp-contract=off -Wall -Wextra -pthread -fno-omit-frame-pointer
 
-.PHONY: run test test-slow test-oldest fuzz docs wheel release-check lint bench gpu sanitize limit install install-test clean
+.PHONY: run test test-slow test-oldest test-compilers fuzz docs wheel release-check lint bench gpu sanitize limit install install-test clean
 
 run: install  ## install, then DM2-AT on the digits that come with scikit-learn
 	$(PYTHON) -m dm2_fast run --strategy dm2-at
@@ -47,6 +47,17 @@ docs: $(PYTHON)  ## the documentation site in build/site; a warning or a dead li
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
 
 release-check: docs lint test test-slow test-oldest test-compilers sanitize fuzz wheel  ## everything that precedes a release
+
+# constraints.txt holds the newest torch, .ci/compilers/ the others; each gets a virtual environment of its own.
+test-compilers:  ## the kernels' tests with every torch and Triton that is supported, before a release
+	for pins in .ci/compilers/*.txt constraints.txt; do \
+		env=build/compiler-$$(basename $$pins .txt); \
+		python3 -m venv $$env && $$env/bin/python -m pip --disable-pip-version-check install -q --upgrade 'pip>=25' && \
+		$$env/bin/python -m pip --disable-pip-version-check install -q -c $$pins -e '.[test]' && \
+		$$env/bin/python -m pytest -k "gpu or triton or kernels or aot" && \
+		$$env/bin/python benches/static_cost.py --json > $$env.json || exit 1; \
+	done
+	$$(ls -d build/compiler-*/bin/python | tail -1) benches/static_cost.py --join build/compiler-*.json
 
 lint: install-test  ## style and types
 	$(PYTHON) -m ruff check

@@ -12,7 +12,7 @@ import dm2_fast
 ROOT = Path(__file__).parent.parent
 GROUPS = {
     "Choosing": ("select", "select_from", "Picked", "DM2Config"),
-    "Operations": ("knn", "Neighbours", "Audit", "pairwise", "mix", "uncertainty", "linear_probe"),
+    "Operations": ("knn", "Neighbours", "Audit", "pairwise", "mix", "uncertainty", "linear_probe", "logits_of"),
     "Adversarial training": ("fgsm", "pair_loss"),
     "The loop": ("run", "RunConfig"),
     "A strategy of your own": ("Round", "Strategy", "Pass", "TrainingStep"),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dm2_fast.operations.linear_probe import linear_probe as linear_probe
     from dm2_fast.operations.mix import mix as mix
     from dm2_fast.operations.neighbours import Neighbours as Neighbours
+    from dm2_fast.operations.probabilities import logits_of as logits_of
     from dm2_fast.operations.uncertainty import uncertainty as uncertainty
     from dm2_fast.round import Picked as Picked
     from dm2_fast.round import Round as Round
@@ -42,6 +43,7 @@ _MODULES = {
     "fgsm": "adversarial",
     "knn": "operations.knn",
     "linear_probe": "operations.linear_probe",
+    "logits_of": "operations.probabilities",
     "mix": "operations.mix",
     "pair_loss": "adversarial",
     "pairwise": "operations.knn",

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dm2_fast.model.head import check_logits, evaluating, model_device, model_dtype
-from dm2_fast.model.passes import first_line, out_of_memory
+from dm2_fast.model.limits import first_line, out_of_memory
 from dm2_fast.operations.mix import Normalize, channel_statistics
 from dm2_fast.progress import tqdm
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from dm2_fast import strategies
 from dm2_fast.experiment import RunConfig, run
-from dm2_fast.info import InfoConfig, info
+from dm2_fast.info import InfoConfig, check_kernels, info
 from dm2_fast.options import build, option_groups, parser
 from dm2_fast.paper.report import ReportConfig, write_report
 from dm2_fast.paper.sweep import SweepConfig, sweep
@@ -67,7 +67,10 @@ def _report(values: Any) -> None:
 
 
 def _info(values: Any) -> None:
-    print("\n".join(info(values.data_dir)))
+    lines, agree = check_kernels() if values.check else ([], True)  # first: it decides whether Triton is interpreted
+    print("\n".join(info(values.data_dir) + lines))
+    if not agree:
+        raise SystemExit(1)
 
 
 # The dataclasses of each command's options, and what it does with their values.

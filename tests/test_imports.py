@@ -23,7 +23,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Each imports itself and those behind it; dm2_fast is the package's own __init__.py.
 ORDER = (
     "__main__", "cli", "commands", "options", "info", "paper", "selecting", "experiment", "ops", "dm2_fast", "acquire",
-    "strategies", "plugins", "strategy", "adversarial", "round", "model", "operations", "draws", "extras", "progress",
+    "strategies", "plugins", "strategy", "adversarial", "round", "picked", "model", "operations", "draws", "extras", "progress",
     "words", "kernels", "_C",
 )  # fmt: skip
 CORE = ORDER[ORDER.index("dm2_fast") :]

@@ -215,6 +215,7 @@ def _fresh(
     samples = ForwardPass(model, data.x[:2], data.normalize, batch_size=2).first_rows()
     with torch.random.fork_rng([]):
         torch.manual_seed(config.seed)
+        assert isinstance(samples, Tensor)
         return model, strategy.part(model, samples, config.options).to(device)
 
 

@@ -18,8 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from dm2_fast.model.functions import logits_in, run_module
+from dm2_fast.model.together import Batch
+
 # Features (the input of the head; None without one) and what the model returned, for one batch.
-Run: TypeAlias = Callable[[Tensor], tuple[Tensor | None, Tensor]]
+Run: TypeAlias = Callable[[Any], tuple[Tensor | None, Any]]
 
 TOLERANCE = 1e-4  # of the largest logit, and of the largest feature
 VERIFIED_ROWS = 8
@@ -72,13 +75,13 @@ class Prepared:
 def plain(model: nn.Module, head: nn.Module | None) -> Run:
     """The model as it is."""
 
-    def run(batch: Tensor) -> tuple[Tensor | None, Tensor]:
+    def run(batch: Batch) -> tuple[Tensor | None, Any]:
         seen: list[Tensor] = []
         if head is None:
-            return None, model(batch)
+            return None, logits_in(run_module(model, batch))
         hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(1)))
         try:
-            logits = model(batch)
+            logits = logits_in(run_module(model, batch))
         finally:
             hook.remove()
         return seen[-1] if seen else None, logits

@@ -38,6 +38,46 @@ def as_tensor(x: Any, name: str) -> Tensor:
             raise TypeError(f"{name} must have a numeric dtype, got {x.dtype}") from error
 
 
+def as_matrix(x: Any, name: str) -> Tensor:
+    """A non-empty (rows, columns) matrix of floating point: a tensor, an array, a list of rows, or a table.
+
+    Integers become float32 where it holds each of them exactly, else float64.
+
+    Raises:
+        ValueError: x is no matrix, is empty, or holds integers that float64 does not hold exactly.
+        TypeError: it holds something else than numbers.
+    """
+    if not isinstance(x, (Tensor, np.ndarray)):
+        if hasattr(x, "to_numpy"):  # tables of pandas and polars
+            x = x.to_numpy()
+        elif isinstance(x, (list, tuple)):
+            try:
+                x = np.asarray([row.tolist() if isinstance(row, Tensor) else row for row in x])
+            except ValueError as error:
+                raise ValueError(f"{name} must have as many numbers in each row ({error})") from error
+        if isinstance(x, np.ndarray) and x.dtype.kind in "OUS":
+            raise TypeError(f"{name} must hold numbers only, got {x.dtype}: leave out columns of text, or encode them")
+    x = as_tensor(x, name)
+    if x.ndim != 2:
+        hint = ": a single row is [row]" if x.ndim == 1 else ""
+        raise ValueError(f"{name} must be 2-D (rows, features), got shape {tuple(x.shape)}{hint}")
+    if x.numel() == 0:
+        raise ValueError(f"{name} must have at least one row and one feature, got shape {tuple(x.shape)}")
+    return exact_floats(x, name)
+
+
+def exact_floats(x: Tensor, name: str) -> Tensor:
+    """Integers as floating point that holds each of them exactly; anything else as it is."""
+    if x.is_floating_point() or x.is_complex():
+        return x
+    if x.dtype in (torch.bool, torch.uint8, torch.int8, torch.int16, torch.uint16):
+        return x.float()
+    largest = max(abs(int(x.max())), abs(int(x.min()))) if x.numel() else 0
+    if largest > 2**53:
+        raise ValueError(f"{name} must be numbers that float64 holds exactly, got the integer {largest}: pass floats")
+    return x.float() if largest <= 2**24 else x.double()
+
+
 def gather(inputs: ArrayLike, rows: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """A tensor that holds at least the given rows of inputs, and where in it they are.
 

@@ -48,6 +48,7 @@ def choose(round: Round, budget: int, options: AlphaMixConfig) -> Picked:
     Raises:
         ValueError: there is no labelled set, or the head is not linear.
     """
+    round.one_class()
     if not isinstance(round.head, nn.Linear):
         raise ValueError(f"head must be a linear layer for alpha-mix, got {type(round.head).__name__}")
     if round.labels is None:

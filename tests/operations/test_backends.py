@@ -159,13 +159,13 @@ def test_a_triton_that_is_too_old_leaves_a_gpu_to_plain_torch_and_says_so_once(
     monkeypatch.setattr("triton.__version__", version)
     gpu: Any = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
     if enough:
-        assert backends.resolve("auto", gpu, "knn").__name__ == "dm2_fast.kernels"
+        assert backends.implementation("auto", gpu, "knn").__name__ == "dm2_fast.kernels"
         return
     with pytest.warns(UserWarning, match=rf"plain torch is used .* triton 3.6 or newer, got {version}"):
-        assert backends.resolve("auto", gpu, "knn") is reference
-    assert backends.resolve("auto", gpu, "knn") is reference
+        assert backends.implementation("auto", gpu, "knn") is reference
+    assert backends.implementation("auto", gpu, "knn") is reference
     with pytest.raises(RuntimeError, match=rf"backend='triton' needs triton 3.6 or newer, got {version}"):
-        backends.resolve("triton", gpu, "knn")
+        backends.implementation("triton", gpu, "knn")
 
 
 @pytest.mark.usefixtures("said_nothing_yet")
