@@ -15,6 +15,7 @@ import dm2_fast
 from dm2_fast.info import info
 from dm2_fast.operations import backends, cpp, reference
 
+needs_kernels = pytest.mark.skipif(backends.triton_is_missing() is not None, reason=str(backends.triton_is_missing()))
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -81,6 +82,7 @@ def test_torch_may_be_forced_everywhere(dtype: torch.dtype) -> None:
         assert backends.resolve("torch", torch.zeros(2, 2, dtype=dtype, device=device), "knn") is reference
 
 
+@needs_kernels
 def test_triton_serves_the_gpu_or_the_interpreter_but_for_float64() -> None:
     from dm2_fast import kernels
 
@@ -120,11 +122,13 @@ def test_what_cannot_run_says_why_and_what_to_do(
         backends.resolve(backend, x, "knn")
 
 
+@needs_kernels
 def test_triton_without_a_gpu_or_the_interpreter_says_what_to_do(fresh: dict[str, Any]) -> None:
     want = "backend='triton' needs a CUDA tensor, got device=cpu (or set TRITON_INTERPRET=1 before triton is imported)"
     assert fresh["errors"] == [["RuntimeError", want]] * 4
 
 
+@needs_kernels
 def test_an_interpreter_that_was_asked_for_too_late_says_what_to_do(fresh: dict[str, Any]) -> None:
     error, message = fresh["late"]
     assert error == "RuntimeError"
