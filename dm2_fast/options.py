@@ -13,6 +13,7 @@ from dm2_fast import extras, plugins, strategies
 from dm2_fast.experiment import models
 from dm2_fast.experiment.config import RECIPES, RunConfig, TrainingConfig
 from dm2_fast.experiment.data import sets
+from dm2_fast.experiment.folder.files import read_yaml
 from dm2_fast.strategy import Strategy
 
 with extras.needed("run", "the command dm2-fast"):
@@ -98,11 +99,11 @@ def _named_strategies(given: Sequence[str]) -> list[str]:
     named = values["--strategy"] + values["--strategies"]
     for file in map(Path, values["--config"]):
         try:
-            content = yaml.safe_load(file.read_text())
-        except (OSError, yaml.YAMLError, UnicodeDecodeError):
+            content = read_yaml(file)
+        except OSError:
             continue  # the parser says what is wrong with it
         for key in ("strategy", "strategies"):
-            found = content.get(key) if isinstance(content, dict) else None
+            found = content.get(key)
             named += found if isinstance(found, list) else [str(found)]
     return [name.strip() for names in named for name in str(names).split(",")]
 

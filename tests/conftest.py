@@ -16,7 +16,6 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which import torch does not do
 
 settings.register_profile("dm2", derandomize=True, deadline=None, max_examples=25)
-settings.register_profile("fuzz", deadline=None, max_examples=2500)  # make fuzz
 settings.load_profile("dm2")
 
 
