@@ -51,7 +51,8 @@ docs: $(PYTHON)  ## the documentation site in build/site; a warning or a dead li
 	$(PIP) install --quiet $(PINNED) -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
 
-release-check: docs lint test test-slow test-oldest test-compilers sanitize sanitize-extension wheel  ## everything that precedes a release
+release-check: docs lint test test-slow test-oldest test-compilers sanitize sanitize-extension wheel  ## before a release
+	$(PYTHON) tests/fuzz/run.py --seconds 3600
 
 # constraints.txt holds the newest torch, .ci/compilers/ the others; each gets a virtual environment of its own.
 test-compilers:  ## the kernels' tests with every torch and Triton that is supported, before a release
