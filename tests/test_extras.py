@@ -133,3 +133,12 @@ def test_a_bar_that_is_wanted_and_cannot_be_shown_is_said_once(monkeypatch: pyte
         bar.update(2)
         assert bar.n == 2
     progress._has_tqdm.cache_clear()
+
+
+def test_everything_can_be_imported_without_the_extension() -> None:
+    code = (
+        "import sys\nsys.modules['dm2_fast._C'] = None\nimport torch, dm2_fast\nprint(dm2_fast.knn(torch.eye(4), 1)[1])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("the C++ extension is missing") == 1

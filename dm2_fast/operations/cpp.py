@@ -7,7 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dm2_fast import _C
+from dm2_fast.operations.backends import has_extension
+
+if has_extension():  # without it, `backends` leads nobody here
+    from dm2_fast import _C
 
 TAKES_THREADS = True
 WHOLE_PROBLEMS = True
