@@ -6,13 +6,13 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from dm2_fast.adversarial import fgsm, pair_loss, to_pixels
 from dm2_fast.experiment.config import AdversarialConfig, TrainingConfig
 from dm2_fast.experiment.folder.checkpoint import TrainingFile
 from dm2_fast.model.passes import ForwardPass
 from dm2_fast.operations.mix import Normalize, mix
+from dm2_fast.progress import tqdm
 from dm2_fast.strategy import TrainingPart, TrainingStep
 
 

@@ -10,11 +10,11 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from dm2_fast.operations import backends
 from dm2_fast.operations.arguments import one_of, whole
 from dm2_fast.operations.arrays import as_tensor, name_rows
+from dm2_fast.progress import tqdm
 
 Metric: TypeAlias = Literal["literal", "rms", "l1", "l2"]
 

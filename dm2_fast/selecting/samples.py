@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from dm2_fast.operations.arrays import name_rows
+from dm2_fast.progress import tqdm
 
 _BLOCK_BYTES = 2**24  # of the pool, read at a time
 

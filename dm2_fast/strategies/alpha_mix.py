@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dm2_fast import draws
+from dm2_fast import draws, extras
 from dm2_fast.operations.arguments import number, whole
 from dm2_fast.round import Picked, Round
 from dm2_fast.strategy import FEATURES, LABELLED, Strategy
@@ -128,8 +128,9 @@ def _candidates(caps: Tensor, budget: int, step: float) -> Tensor:
 
 def _nearest_to_centres(features: Tensor, sample: Tensor, budget: int, iterations: int, seed: int) -> Tensor:
     """The row of each of budget k-means clusters that is nearest to its centre, ties to the lower row."""
-    from sklearn.cluster import KMeans, kmeans_plusplus
-    from sklearn.exceptions import ConvergenceWarning
+    with extras.needed("strategies", "strategy alpha-mix"):
+        from sklearn.cluster import KMeans, kmeans_plusplus
+        from sklearn.exceptions import ConvergenceWarning
 
     n = len(features)
     if n <= budget:

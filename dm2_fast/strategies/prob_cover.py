@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dm2_fast import draws
+from dm2_fast import draws, extras
 from dm2_fast.operations.arguments import number
 from dm2_fast.operations.knn import knn
 from dm2_fast.operations.nearest import lower_to_nearest, nearest_squared
@@ -84,7 +84,8 @@ def pure_radius(x: Tensor, clusters: int, purity: float, seed: int, **compute: A
     those. It is lowered by 1e-6 of itself, more than their rounding. Clusters are those of scikit-learn's k-means++
     with n_init=1, on one thread since its result depends on their number.
     """
-    from sklearn.cluster import KMeans
+    with extras.needed("strategies", "strategy prob-cover"):
+        from sklearn.cluster import KMeans
 
     with clustering():
         distinct = min(clusters, len(torch.unique(x, dim=0)))
@@ -102,7 +103,8 @@ class Graph:
     """Which rows are at a distance strictly below the radius, as sparse matrices of the pairs i < j and i > j."""
 
     def __init__(self, x: Tensor, radius: float) -> None:
-        from scipy.sparse import csr_array
+        with extras.needed("strategies", "strategy prob-cover"):
+            from scipy.sparse import csr_array
 
         m, total = len(x), 0
         counts, columns = np.zeros(m, np.int64), []

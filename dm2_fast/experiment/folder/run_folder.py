@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from dm2_fast.experiment.config import RunConfig, identity, to_dict
@@ -38,6 +36,8 @@ class RunFolder:
         Raises:
             FileExistsError: the folder holds something else, or another process works in it.
         """
+        import yaml
+
         if config.output is None:
             raise ValueError("config must be resolved, got output=None")
         path, file = config.output, config.output / "config.yaml"
@@ -90,6 +90,8 @@ class RunFolder:
 
     def draw_curve(self, results: Sequence[RoundResult], title: str) -> None:
         """Draw accuracy against labels as curve.png."""
+        from matplotlib.figure import Figure
+
         labelled = [result.labelled for result in results]
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.add_subplot()
