@@ -42,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             warnings.showwarning = _warn
             _check_options_are_used(given, groups, values)
             _commands()[command][1](values)
+    except plugins.UsersError as error:
+        _fail(error.told())
     except (ValueError, TypeError, OSError) as error:
         _fail(str(error))
     except KeyboardInterrupt:

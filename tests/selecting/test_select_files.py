@@ -280,6 +280,7 @@ def cell(picture: np.ndarray, i: int, j: int) -> int:
     return round(255 * float(value[0]))
 
 
+@pytest.mark.filterwarnings("ignore:.* others at distance 0")  # grey images, parallel features
 @pytest.mark.parametrize("strategy", ["dm2", "entropy"])
 def test_the_contact_sheet_shows_what_was_chosen_beside_mixture_and_neighbours(strategy: str) -> None:
     grey = np.random.default_rng(1).permutation(np.arange(20, 20 + 2 * M, 2)).astype(np.uint8)
@@ -298,6 +299,7 @@ def test_the_contact_sheet_shows_what_was_chosen_beside_mixture_and_neighbours(s
         assert [cell(picture, i, 2 + j) for j in range(3)] == grey[near].tolist()
 
 
+@pytest.mark.filterwarnings("ignore:.* others at distance 0")  # grey images, parallel features
 @pytest.mark.parametrize("kind", ["five channels", "beyond 1"])
 def test_what_is_no_image_is_not_drawn(kind: str) -> None:
     pool = np.load("pool.npy").astype(np.float32)
