@@ -142,13 +142,14 @@ def sources() -> Iterator[tuple[str, str]]:
 def test_public_python_uses_the_front_door(where: str, source: str) -> None:
     assert "ForwardPass" not in source
     for node in ast.walk(ast.parse(source)):
+        line = getattr(node, "lineno", 0)
         bound = {ast.Name: "id", ast.arg: "arg", ast.FunctionDef: "name", ast.alias: "asname"}.get(type(node))
         if bound and not (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)):
-            assert getattr(node, bound) not in vars(builtins), f"line {node.lineno} hides a built-in"
+            assert getattr(node, bound) not in vars(builtins), f"line {line} hides a built-in"
         imported = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         imported += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         deep = [name for name in imported if name.startswith("dm2_fast.") and name.count(".") > 1]
-        assert not deep, f"line {node.lineno} imports from two levels down"
+        assert not deep, f"line {line} imports from two levels down"
 
 
 PLANTED = {

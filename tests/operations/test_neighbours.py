@@ -212,7 +212,7 @@ def test_rows_that_leave_are_nobodys_neighbours_and_nothing_is_prepared_again() 
 
 @pytest.mark.usefixtures("small")
 def test_the_audit_would_notice_a_graph_that_is_worse(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rows it looks at stand for all: what is wrong with the first tenth of the rows costs a tenth of the recall."""
+    """The rows it looks at stand for all: what is wrong with the first tenth of them costs a tenth of the recall."""
     x = clusters()
     spoilt = torch.arange(M) < M // 10
     nearest = Neighbours._nearest
@@ -283,5 +283,5 @@ def test_the_bound_holds_over_many_draws(monkeypatch: pytest.MonkeyPatch) -> Non
         x = clusters(2500, 24, seed)
         (distances, _), audit = audited(x, recall=0.5, seed=seed)
         assert audit.path == "approximate"
-        above += audit.bound > recall_of(distances, dm2_fast.knn(x, 10)[0]).mean()
+        above += int(audit.bound > recall_of(distances, dm2_fast.knn(x, 10)[0]).mean())
     assert above <= 15

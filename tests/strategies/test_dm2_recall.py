@@ -34,7 +34,9 @@ def test_the_highest_scores_are_those_of_exact_neighbours(pool: Tensor, options:
     assert exact.audit is None
     assert near.audit is not None
     assert near.audit.path == "approximate"
-    assert near.scores is not None and exact.scores is not None and near.neighbours is not None
+    assert near.scores is not None
+    assert exact.scores is not None
+    assert near.neighbours is not None
     assert not torch.equal(near.neighbours, exact.neighbours)
     first = set(near.scores.sort(descending=True, stable=True).indices[: BUDGET + DM2Config(**options).offset].tolist())
     rows = torch.tensor(sorted(first))
