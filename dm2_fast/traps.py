@@ -51,7 +51,7 @@ def warn_of_duplicates(distances: Tensor) -> None:
     alone = int((distances[:, -1] == 0).sum()) if k else 0
     if alone and 100 * alone >= m:
         warnings.warn(
-            f"{alone} rows have {k} others at distance 0 (duplicates, or features that the model does not tell apart), so "
-            "mixing does not change them: remove duplicates from the pool, or raise k",
+            f"{alone} rows have {k} others at distance 0 (duplicates, or features that the model does not tell apart), "
+            "so mixing does not change them: remove duplicates from the pool, or raise k",
             stacklevel=4,
         )

@@ -20,14 +20,14 @@ def main(rows: int = 20_000, dimensions: int = 256, budget: int = 50) -> dm2_fas
     labelled, pool = embeddings[:200], embeddings[200:]
 
     classifier = LogisticRegression(max_iter=500).fit(labelled, labels[:200])
-    round = dm2_fast.Round.from_arrays(
+    asked = dm2_fast.Round.from_arrays(
         features=pool,
         head=(classifier.coef_, classifier.intercept_),
         labelled_features=labelled,
         labels=labels[:200],
         ids=[f"document {i}" for i in range(rows)],
     )
-    picked = dm2_fast.select_from(round, budget)
+    picked = dm2_fast.select_from(asked, budget)
     assert picked.ids is not None
     print(f"{', '.join(picked.ids[:5])} ... of {rows}")
     print(", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in picked.seconds.items()))
