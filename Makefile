@@ -11,7 +11,7 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check
 
 SANITIZE := -std=c++17 -O2 -g -ffp-contract=off -Wall -Wextra -pthread -fno-omit-frame-pointer
 
-.PHONY: run test test-slow lint bench gpu sanitize limit install install-test clean
+.PHONY: run test test-slow test-compilers lint bench gpu sanitize limit install install-test clean
 
 run: install  ## install, then DM2-AT on the digits that come with scikit-learn
 	$(PYTHON) -m dm2_fast run --strategy dm2-at
@@ -22,6 +22,17 @@ test: install-test  ## install, then the test suite but for its slow part
 
 test-slow: install-test  ## the slow part: kills, compilers, large networks, whole commands
 	$(PYTHON) -m pytest -m slow
+
+# constraints.txt holds the newest torch, .ci/compilers/ the others; each gets a virtual environment of its own.
+test-compilers:  ## the kernels' tests with every torch and Triton that is supported, before a release
+	for pins in .ci/compilers/*.txt constraints.txt; do \
+		env=build/compiler-$$(basename $$pins .txt); \
+		python3 -m venv $$env && $$env/bin/python -m pip --disable-pip-version-check install -q --upgrade 'pip>=25' && \
+		$$env/bin/python -m pip --disable-pip-version-check install -q -c $$pins -e '.[test]' && \
+		$$env/bin/python -m pytest -k "gpu or triton or kernels or aot" && \
+		$$env/bin/python benches/static_cost.py --json > $$env.json || exit 1; \
+	done
+	$$(ls -d build/compiler-*/bin/python | tail -1) benches/static_cost.py --join build/compiler-*.json
 
 lint: install-test  ## style and types
 	$(PYTHON) -m ruff check

@@ -17,7 +17,7 @@ import dm2_fast
 from dm2_fast import plugins, strategies
 from dm2_fast.experiment import RunConfig, models, run
 from dm2_fast.experiment.data import sets
-from dm2_fast.info import InfoConfig, info
+from dm2_fast.info import InfoConfig, check_kernels, info
 from dm2_fast.paper.report import ReportConfig, write_report
 from dm2_fast.paper.sweep import SweepConfig, sweep
 from dm2_fast.paper.table4 import Table4Config, table4
@@ -102,7 +102,10 @@ def _report(values: Namespace) -> None:
 
 
 def _info(values: Namespace) -> None:
-    print("\n".join(info(values.data_dir)))
+    lines, agree = check_kernels() if values.check else ([], True)  # first: it decides whether Triton is interpreted
+    print("\n".join(info(values.data_dir) + lines))
+    if not agree:
+        raise SystemExit(1)
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -9,6 +9,7 @@ import struct
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import documents
@@ -129,6 +130,16 @@ def test_the_readme_is_short_and_leads_to_every_page() -> None:
 def test_the_readme_lists_the_strategies() -> None:
     (sentence,) = re.findall(r"^Strategies: (.*?)\.$", README, re.DOTALL | re.MULTILINE)
     assert re.findall(r"`(.*?)`", sentence) == list(strategies.names())
+
+
+def test_the_page_of_the_strategies_has_every_one_with_its_options() -> None:
+    rows = re.findall(
+        r"^\| `([\w-]+)` \|[^|]*\| (.*?) ?\|", (ROOT / "docs" / "strategies.md").read_text(), re.MULTILINE
+    )
+    told = {name: re.findall(r"`(\w+)`", options) for name, options in rows}
+    kinds = {name: strategies.get(name).options for name in strategies.names()}
+    want = {name: [field.name for field in fields(kind)] if kind else [] for name, kind in kinds.items()}
+    assert told == want | {"dm2-at": ["dm2"]}  # "those of `dm2`"
 
 
 def sources() -> Iterator[tuple[str, str]]:

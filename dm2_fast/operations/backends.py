@@ -25,6 +25,22 @@ WITH_KERNEL = ("knn", "pairwise", "mix", "uncertainty", "linear_probe")
 def resolve(backend: str, x: Tensor, operation: str) -> ModuleType:
     """Return the implementation that serves x: `dm2_fast.kernels`, `operations.cpp` or `operations.reference`.
 
+    The first time that a Triton kernel is to serve an operation on a device, it is compared with plain torch. Where it
+    disagrees, "auto" returns plain torch with a warning.
+
+    Args, Raises: As in `implementation`; and RuntimeError where a forced kernel disagrees with plain torch.
+    """
+    module = implementation(backend, x, operation)
+    if module.__name__ != "dm2_fast.kernels":
+        return module
+    from dm2_fast.operations import kernel_check
+
+    return kernel_check.trusted(module, operation, x.device, forced=backend == "triton")
+
+
+def implementation(backend: str, x: Tensor, operation: str) -> ModuleType:
+    """Return the implementation that is meant for x, without a look at its results.
+
     Args:
         backend: One of `NAMES`.
         x: What is computed on.
@@ -32,7 +48,8 @@ def resolve(backend: str, x: Tensor, operation: str) -> ModuleType:
 
     Raises:
         ValueError: backend is not one of `NAMES`.
-        RuntimeError: a forced backend cannot run on x; the message says why and what to do. Nothing falls back.
+        RuntimeError: a forced backend cannot run on x; the message says why and what to do. Nothing falls back
+            silently.
     """
     if backend not in NAMES:
         raise ValueError(f"backend must be one of {', '.join(NAMES)}, got {backend!r}")

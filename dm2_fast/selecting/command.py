@@ -84,6 +84,8 @@ def select_from_files(config: SelectConfig, *, echo: Callable[[str], None] | Non
             echo(f"{len(damaged)} damaged images were left out, see damaged.txt")
         if picked.prepared is not None and picked.prepared.startswith("off: "):
             echo(f"the model runs as it is, since it cannot be prepared, which costs speed: {picked.prepared[5:]}")
+        if picked.audit is not None:
+            echo(f"{picked.audit.path} neighbours: {picked.audit.why}")
         echo(", ".join(f"{stage} {value:.1f} s" for stage, value in picked.seconds.items()))
     return output
 

@@ -91,7 +91,7 @@ def test_tiles_of_rows_do_not_change_a_bit_in_triton(monkeypatch: pytest.MonkeyP
     results = {}
     for m, n, d in ((64, 64, 32), (16, 64, 32), (64, 16, 32), (64, 64, 8)):
         tile = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_D": d, "num_warps": 4}
-        monkeypatch.setattr(module, "_PAIRWISE_TILE", tile)
+        monkeypatch.setattr(module, "_TILE", tile)
         results[m, n, d] = check(x, backend="triton")
     assert torch.equal(results[64, 64, 32], results[16, 64, 32])
     assert torch.equal(results[64, 64, 32], results[64, 16, 32])
