@@ -99,8 +99,8 @@ def _read_labels(
             wrong.append(f"line {number}: row {row} must stand once")
         elif label not in numbers and label != SKIP:
             wrong.append(
-                f"line {number}: label of row {row} must be the name or number of a class (or ? to skip it), "
-                f"got {label!r}"
+                f"line {number}: label of row {row} must be the name or number of a class, got {label!r} "
+                "(? skips the row)"
             )
         answers.setdefault(row, numbers.get(label, -1))
     missing = [str(row) for row in rows if str(row) not in answers]

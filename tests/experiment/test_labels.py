@@ -134,7 +134,7 @@ def test_wrong_answers_name_the_remedy(file: Path, capsys: pytest.CaptureFixture
     rows = [line.split(",")[1] for line in waiting.to_label.read_text().splitlines()[1:]]
     waiting.to_label.write_text("row,label\n" + f"{rows[0]}.0,1\n" + f"{rows[1]},\n" + "scan 3,1\n")
     with pytest.raises(
-        ValueError, match="line 2: .*'[0-9]+.0': save the column as whole numbers; .*to skip it.*line 4"
+        ValueError, match="line 2: .*'[0-9]+.0': save the column as whole numbers; .*[?] skips the row.*line 4"
     ):
         dm2_fast.run(config_of(file))
     waiting.to_label.write_text("row;label\n1;2\n")

@@ -93,8 +93,8 @@ def _checked(arrays: dict[str, NDArray[Any]]) -> Parts:
         outside = np.flatnonzero((labels < least) | (labels >= len(names)))
         if len(outside):
             row = outside[0]
-            unknown_label = ", or -1 without a label" if name == "y" else ""
-            raise ValueError(f"{name} must be in [0, {len(names) - 1}]{unknown_label}, got {labels[row]} in row {row}")
+            hint = " (-1 is a row without a label)" if name == "y" else ""
+            raise ValueError(f"{name} must be in [0, {len(names) - 1}], got {labels[row]} in row {row}{hint}")
     return x, y, x_test, y_test, names, _statistics(x)
 
 
