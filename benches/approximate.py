@@ -86,7 +86,7 @@ def truth(x: np.ndarray, sample: np.ndarray) -> torch.Tensor:
 def measure(index: int, m: int, args: argparse.Namespace) -> tuple[float, float, float, str]:
     """CPU seconds, recall, bytes a row beyond the features, and a word on how."""
     torch.set_num_threads(args.num_threads)
-    x = np.ascontiguousarray(np.load(args.features, mmap_mode="r")[:m], dtype=np.float32)
+    x = np.array(np.load(args.features, mmap_mode="r")[:m], dtype=np.float32)
     sample = np.sort(np.random.default_rng(99).choice(m, 1000, replace=False))
     search = METHODS[index][1]
     if METHODS[index][2] == "pynndescent":

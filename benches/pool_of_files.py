@@ -35,7 +35,8 @@ class Files(torch.utils.data.Dataset[Tensor]):
     def __getitem__(self, row: int) -> Tensor:
         self.reads[row] += 1
         with Image.open(self.files[row]) as image:
-            return pil_to_tensor(image)
+            pixels: Tensor = pil_to_tensor(image)
+        return pixels
 
 
 def network() -> nn.Module:

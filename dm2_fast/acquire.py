@@ -15,6 +15,7 @@ from dm2_fast.model.dataset_pool import MEMORY
 from dm2_fast.model.functions import as_module
 from dm2_fast.model.passes import ForwardPass
 from dm2_fast.model.pools import Pool, open_pool
+from dm2_fast.operations.arguments import whole
 from dm2_fast.operations.mix import Normalize
 from dm2_fast.operations.multilabel import Over
 from dm2_fast.round import Picked, Round, Ties, check_budget, check_names, check_picked
@@ -128,8 +129,8 @@ def select_from(
     """
     strategy = strategies.get(strategy)
     options = strategy.checked(options)
+    budget = whole("budget", budget)
     check_budget(budget, len(round))
-    _ = round.ids
     round.seconds = {}
     picked = check_picked(strategy.choose(round, budget, options), f"strategy {strategy.name}", budget, len(round))
     ids = picked.ids if round.names is None else [round.names[row] for row in picked.indices.tolist()]

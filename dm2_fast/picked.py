@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dm2_fast.operations.arguments import shown, whole
+from dm2_fast.operations.arrays import as_tensor
 from dm2_fast.operations.audit import Audit
 from dm2_fast.operations.mix import Recipe
 
@@ -47,7 +49,7 @@ def highest(scores: Tensor, budget: int, offset: int = 0) -> Tensor:
 
 def check_budget(budget: int, m: int, offset: int = 0) -> None:
     """Raise unless budget rows can be chosen from m."""
-    if not 1 <= budget <= m:
+    if not 1 <= whole("budget", budget) <= m:
         raise ValueError(f"budget must be in [1, {m}] for a pool of {m} rows, got {budget}")
     if offset + budget > m:
         raise ValueError(f"offset must be at most {m - budget} for budget {budget} of {m} rows, got {offset}")
@@ -57,7 +59,7 @@ def check_row_ids(row_ids: NDArray[np.int64] | Tensor | None, m: int) -> NDArray
     """row_ids as an array; 0, 1, 2, ... for None."""
     if row_ids is None:
         return np.arange(m)
-    ids = row_ids.cpu().numpy() if isinstance(row_ids, Tensor) else np.asarray(row_ids)
+    ids = as_tensor(row_ids, "row_ids").cpu().numpy()
     if ids.shape != (m,) or ids.dtype.kind not in "iu":
         raise ValueError(f"row_ids must be {m} integers, got shape {ids.shape} of {ids.dtype}")
     return ids.astype(np.int64)
@@ -80,10 +82,10 @@ def check_names(names: Sequence[Any] | None, m: int) -> Sequence[Any] | None:
 def check_picked(picked: object, who: str, budget: int, m: int) -> Picked:
     """picked, if it is a choice of budget distinct rows of m, with a score for each row or None."""
     if not isinstance(picked, Picked):
-        raise ValueError(f"{who} must return a dm2_fast.Picked(indices, scores), got {type(picked).__name__}")
+        raise ValueError(f"{who} must return a dm2_fast.Picked(indices, scores), got {shown(picked)}")
     rows, scores = picked.indices, picked.scores
     if not isinstance(rows, Tensor) or rows.dtype != torch.int64 or rows.shape != (budget,):
-        got = f"{rows.dtype} of shape {tuple(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
+        got = f"{rows.dtype} of shape {tuple(rows.shape)}" if isinstance(rows, Tensor) else shown(rows)
         raise ValueError(f"{who} must choose {budget} rows as an int64 tensor of shape ({budget},), got {got}")
     outside = rows[(rows < 0) | (rows >= m)]
     if len(outside):
@@ -92,6 +94,6 @@ def check_picked(picked: object, who: str, budget: int, m: int) -> Picked:
     if len(repeated):
         raise ValueError(f"{who} must choose distinct rows, got row {repeated[0].item()} more than once")
     if scores is not None and (not isinstance(scores, Tensor) or scores.shape != (m,)):
-        got = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+        got = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else shown(scores)
         raise ValueError(f"{who} must return None or a score for each of the {m} rows, got {got}")
     return picked

@@ -21,7 +21,8 @@ from dm2_fast.model.head import evaluating, find_head, model_device
 from dm2_fast.model.passes import ForwardPass
 from dm2_fast.model.pools import Pool
 from dm2_fast.model.together import Together
-from dm2_fast.operations.arrays import ArrayLike
+from dm2_fast.operations.arguments import shown, whole
+from dm2_fast.operations.arrays import ArrayLike, as_integers
 from dm2_fast.operations.multilabel import Over
 from dm2_fast.operations.uncertainty import Uncertainty
 from dm2_fast.picked import Picked, check_budget, check_names, check_picked, check_row_ids, highest
@@ -68,6 +69,11 @@ class Round:
     def __post_init__(self) -> None:
         if self.ties not in ("lower", "random"):
             raise ValueError(f"ties must be lower or random, got {self.ties!r}")
+        if not isinstance(self.forward, ForwardPass):
+            raise TypeError(f"forward must be a ForwardPass, got {shown(self.forward)}")
+        self.seed, self.round = whole("seed", self.seed), whole("round", self.round)
+        if self.labels is not None:
+            self.labels = as_integers(self.labels, "labels")
 
     @classmethod
     def from_arrays(

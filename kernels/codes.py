@@ -16,8 +16,6 @@ neighbour is lost, with A and L the exact L1 and L2 distances of two rows, D^ wh
    integer becomes a limit that keeps every pair.
 """
 
-import math
-
 import torch
 import triton
 import triton.language as tl
@@ -87,8 +85,8 @@ def holds(width: int, block_d: int) -> bool:
 def l1_within(distance: Tensor, d: int, width: int, block_d: int, w1: float, w2: float) -> Tensor:
     """The L1 distance below which a pair of staged rows is if its computed distance is at most `distance`; float64."""
     roundings = block_d + width / block_d + 4
-    eta = w1 * width * 2.0**-125 + w2 * math.sqrt(width) * 2.0**-62 + 2.0**-125
-    weight = (w1 + w2 / math.sqrt(d)) * (1 - 2.0**-50)
+    eta = w1 * width * 2.0**-125 + w2 * width**0.5 * 2.0**-62 + 2.0**-125
+    weight = (w1 + w2 / d**0.5) * (1 - 2.0**-50)
     return (distance.double() + eta) * ((1 + 1.01 * roundings * 2.0**-24) / weight)
 
 
@@ -131,7 +129,7 @@ def partition(rows: Tensor) -> Tensor:
     m, d = rows.shape
     groups = triton.cdiv(d, min(d, 32))
     short = torch.nn.functional.pad(rows, (0, -d % groups)).view(m, -1, groups).sum(2)  # at most 32 numbers a row
-    levels = max(0, math.ceil(math.log2(m / TILE)))
+    levels = (triton.cdiv(m, TILE) - 1).bit_length()
     order = torch.arange(TILE << levels, device=rows.device)
     for level in range(levels):
         order = order.view(1 << level, -1)

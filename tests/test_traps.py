@@ -37,7 +37,7 @@ def test_a_constant_model_is_said_to_be_one_and_a_draw_can_decide() -> None:
     order = np.argsort(uniform(3, 2, np.arange(60), "ties"), kind="stable")
     assert drawn.indices.tolist() == order[:5].tolist()
     some = select(
-        Constant(), X[10:], 50, "entropy", prepare="off", ties="random", seed=3, round=2, row_ids=range(10, 60)
+        Constant(), X[10:], 50, "entropy", prepare="off", ties="random", seed=3, round=2, row_ids=np.arange(10, 60)
     )
     assert (some.indices + 10).tolist() == [row for row in order if row >= 10]  # a row's draw is its own
 

@@ -80,7 +80,10 @@ def _read_labels(
     if not any(name.isdigit() for name in classes):
         numbers |= {str(number): number for number in range(len(classes))}
     with path.open(newline="", encoding="utf-8-sig") as file:  # as spreadsheets save it
-        lines = list(csv.DictReader(file))
+        try:
+            lines = list(csv.DictReader(file))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{path} is damaged: it cannot be read as text ({error})") from error
     columns = set(lines[0]) if lines else set()
     if "label" not in columns or not ({"row"} if ids is None else {"row", "id"}) & columns:
         commas = " (separate the columns by commas)" if any(";" in str(name) for name in columns) else ""

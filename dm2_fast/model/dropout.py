@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dm2_fast import draws
+from dm2_fast import draws, threads
 from dm2_fast.model.functions import logits_in, rows_of, run_module
+from dm2_fast.model.head import model_device
 from dm2_fast.model.together import Batch
 
 _CHANNELWISE = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.FeatureAlphaDropout)
@@ -47,7 +48,7 @@ def sampled_dropout(model: nn.Module, seed: int = 0, round: int = 0) -> Iterator
     def count_rows(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         state["rows"] = rows_of([*inputs, *named.values()])
 
-    with ExitStack() as hooks:
+    with threads.guarding(model_device(model)), ExitStack() as hooks:
         hooks.callback(model.register_forward_pre_hook(count_rows, with_kwargs=True).remove)
         for position, layer in enumerate(_active(model)):
 

@@ -6,17 +6,23 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from dm2_fast import threads
 from dm2_fast.model.from_arrays import NoModel
 from dm2_fast.model.functions import FunctionModel, logits_in, run_module
 from dm2_fast.model.together import Batch
+from dm2_fast.operations.arguments import shown
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model into eval mode, without gradients, and leave its mode and the random state as they were."""
+    """Put the model into eval mode, without gradients, and leave its mode and the random state as they were.
+
+    Other calls on models of the device wait meanwhile.
+    """
     device = model_device(model)
-    modes = [(module, module.training) for module in model.modules()]
-    with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    forked = [device] if device.type == "cuda" else []
+    with threads.guarding(device), torch.no_grad(), torch.random.fork_rng(forked):
+        modes = [(module, module.training) for module in model.modules()]
         try:
             model.eval()
             yield
@@ -33,6 +39,12 @@ def model_device(model: nn.Module) -> torch.device:
 def model_dtype(model: nn.Module) -> torch.dtype:
     """The floating-point dtype that the model computes in."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+def check_model(model: object) -> None:
+    """Raise unless model is a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {shown(model)}")
 
 
 def check_logits(logits: object, least: int = 2) -> Tensor:

@@ -1,20 +1,6 @@
-"""What a machine grants a forward pass: threads and memory."""
-
-from collections.abc import Iterator
-from contextlib import contextmanager
+"""Where the memory of a machine ends."""
 
 import torch
-
-
-@contextmanager
-def threads_of_torch(number: int) -> Iterator[None]:
-    """Threads that an operator of torch uses, when called from this thread or from one that is yet to start."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -3,8 +3,7 @@
 import sys
 import warnings
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from threading import RLock
@@ -15,16 +14,19 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dm2_fast import threads
 from dm2_fast.model.batches import make_batch
 from dm2_fast.model.dataset_pool import DatasetPool
 from dm2_fast.model.from_arrays import NoModel
 from dm2_fast.model.functions import FunctionModel, rows_of, shape_of
-from dm2_fast.model.head import check_logits, evaluating, find_head, model_device, model_dtype
-from dm2_fast.model.limits import first_line, out_of_memory, threads_of_torch
+from dm2_fast.model.head import check_logits, check_model, evaluating, find_head, model_device, model_dtype
+from dm2_fast.model.limits import first_line, out_of_memory
 from dm2_fast.model.pools import Pool, read, unmixable
-from dm2_fast.model.preparation import Prepared, plain, prepare
+from dm2_fast.model.preparation import VERIFIED_ROWS, Prepared, plain, prepare
 from dm2_fast.model.together import Batch, Together
+from dm2_fast.operations.arguments import one_of, shown, whole
 from dm2_fast.operations.arrays import ArrayLike, as_tensor, name_rows
+from dm2_fast.operations.backends import MOST_THREADS, NAMES
 from dm2_fast.operations.mix import Normalize, Recipe
 from dm2_fast.operations.multilabel import Over, check_over
 from dm2_fast.operations.probabilities import refuse_probabilities
@@ -85,20 +87,29 @@ class ForwardPass:
     _shared: _Shared = field(default_factory=_Shared, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        threads.threads_of_torch()
+        check_model(self.model)
         if not isinstance(self.inputs, DatasetPool):  # that is read when it is needed
             _ = self.pool
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-        if self.prepare not in ("auto", "off"):
-            raise ValueError(f"prepare must be 'auto' or 'off', got {self.prepare!r}")
-        if self.autocast not in (None, torch.float16, torch.bfloat16):
-            raise ValueError(f"autocast must be None, torch.float16 or torch.bfloat16, got {self.autocast!r}")
+        if self.head is not None and not isinstance(self.head, (str, nn.Module)):
+            raise TypeError(f"head must be a module of the model or its name, got {shown(self.head)}")
+        object.__setattr__(self, "batch_size", whole("batch_size", self.batch_size, 1))
+        one_of("backend", self.backend, NAMES)
+        if self.num_threads is not None:
+            object.__setattr__(self, "num_threads", whole("num_threads", self.num_threads, 1, MOST_THREADS))
+        if not isinstance(self.prepare, str) or self.prepare not in ("auto", "off"):
+            raise ValueError(f"prepare must be 'auto' or 'off', got {shown(self.prepare)}")
+        kinds = (torch.float16, torch.bfloat16)
+        if self.autocast is not None and not (isinstance(self.autocast, torch.dtype) and self.autocast in kinds):
+            raise ValueError(f"autocast must be None, torch.float16 or torch.bfloat16, got {shown(self.autocast)}")
         check_over(self.multilabel)
 
     @cached_property
     def pool(self) -> ArrayLike | Together:
         """The samples; those of a data set are read when this is first asked for."""
         pool = read(self.inputs)
+        if isinstance(pool, (Tensor, np.ndarray)):
+            as_tensor(pool, "inputs")
         if len(pool.shape) < 2 or 0 in pool.shape:
             raise ValueError(f"inputs must be a non-empty (m, ...) pool, got shape {tuple(pool.shape)}")
         if isinstance(pool, Together) and self.normalize is not None:
@@ -216,17 +227,26 @@ class ForwardPass:
             with self._shared.lock:
                 self._shared.prepared = Prepared(f"off: {unfit}", plain(self.model, None))
                 return self._shared.prepared
-        autocast, tensors = self._autocast(), [*self.model.parameters(), *self.model.buffers()]
-        state = autocast, [(id(t), 0 if t.is_inference() else t._version) for t in tensors]
-        with self._shared.lock, evaluating(self.model), threads_of_torch(1):
-            if self._shared.prepared is None or self._shared.state != state:
-                head = None
-                with suppress(Exception):  # a model without a head has logits; one that cannot run says so when it runs
-                    head = find_head(self.model, self.first_rows(), self.head)
-                batch: Callable[[int], Any] = partial(self._batch, None, 0)
-                self._shared.prepared = prepare(self.model, head, batch, self.batch_size, pack=autocast is None)
-                self._shared.state, self._shared.tensors = state, tensors  # keeps the ids unique
+        autocast = self._autocast()
+        with self._shared.lock:
+            if self._shared.prepared is not None and self._shared.state == self._state(autocast):
+                return self._shared.prepared
+        with evaluating(self.model), self._shared.lock:
+            head = None
+            with suppress(Exception):  # a model without a head has logits; one that cannot run says so when it runs
+                head = find_head(self.model, self.first_rows(), self.head)
+            few: Any = self._batch(None, 0, min(self.batch_size, VERIFIED_ROWS))
+            # On the kind of thread that runs it, since weights are laid out for a number of threads.
+            work = partial(prepare, self.model, head, few, self.batch_size, pack=autocast is None)
+            self._shared.prepared = threads.submit(work).result()
+            self._shared.tensors = [*self.model.parameters(), *self.model.buffers()]  # alive, so that ids stay unique
+            self._shared.state = self._state(autocast)
             return self._shared.prepared
+
+    def _state(self, autocast: torch.dtype | None) -> object:
+        """What changes when the model has to be prepared anew."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        return autocast, [(id(t), 0 if t.is_inference() else t._version) for t in tensors]
 
     @property
     def compute(self) -> dict[str, Any]:
@@ -276,8 +296,8 @@ class ForwardPass:
                 while start < end:
                     count = limit
                     try:
-                        threads = 1 if engine.threads else self.num_threads
-                        batch = self._batch(recipe, start, count, threads, engine.channels_last, rows)
+                        of_mix = 1 if engine.threads else self.num_threads
+                        batch = self._batch(recipe, start, count, of_mix, engine.channels_last, rows)
                         parts.append(self._outputs(engine, batch, features, start, min(count, end - start)))
                     except (RuntimeError, MemoryError) as error:
                         if count == 1 or not out_of_memory(error):
@@ -287,16 +307,12 @@ class ForwardPass:
                         start += count
             return parts
 
-        with evaluating(self.model):
-            if engine.threads:
-                workers = self.num_threads or torch.get_num_threads()
-                with threads_of_torch(1), ThreadPoolExecutor(workers) as pool:  # no operator waits for another thread
-                    try:
-                        parts = list(self._bar(pool.map(run, starts), name, len(starts)))
-                    except BaseException:
-                        pool.shutdown(wait=False, cancel_futures=True)  # what has not begun
-                        raise
-            else:
+        if engine.threads:  # a copy, so that no call waits for another, and no operator for another thread
+            workers = self.num_threads or threads.threads_of_torch()
+            with closing(threads.each(run, starts, workers)) as found:
+                parts = list(self._bar(found, name, len(starts)))
+        else:
+            with evaluating(self.model):
                 parts = list(self._bar(map(run, starts), name, len(starts)))
         if limit < size:
             warnings.warn(

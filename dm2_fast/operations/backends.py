@@ -18,6 +18,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from dm2_fast.operations.arguments import one_of, whole
+
+MOST_THREADS = 2**15
 NAMES = ("auto", "triton", "cpp", "torch")
 WITH_KERNEL = ("knn", "pairwise", "mix", "uncertainty", "linear_probe")
 
@@ -51,8 +54,7 @@ def implementation(backend: str, x: Tensor, operation: str) -> ModuleType:
         RuntimeError: a forced backend cannot run on x; the message says why and what to do. Nothing falls back
             silently.
     """
-    if backend not in NAMES:
-        raise ValueError(f"backend must be one of {', '.join(NAMES)}, got {backend!r}")
+    one_of("backend", backend, NAMES)
     device = x.device.type
     if backend == "auto" and device == "cpu":
         backend = "cpp"
@@ -86,6 +88,5 @@ def implementation(backend: str, x: Tensor, operation: str) -> ModuleType:
 
 def thread_options(module: ModuleType, num_threads: int | None) -> dict[str, int]:
     """Keyword arguments for an implementation that takes a number of threads."""
-    if num_threads is not None and num_threads < 1:
-        raise ValueError(f"num_threads must be at least 1, got {num_threads}")
-    return {"num_threads": num_threads} if num_threads and module.TAKES_THREADS else {}
+    threads = None if num_threads is None else whole("num_threads", num_threads, 1, MOST_THREADS)
+    return {"num_threads": threads} if threads and module.TAKES_THREADS else {}

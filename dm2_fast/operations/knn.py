@@ -7,12 +7,12 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from dm2_fast.operations import backends
+from dm2_fast.operations.arguments import one_of, whole
 from dm2_fast.operations.arrays import as_matrix, name_rows
 
 # a tensor, an array, a list of rows, or a table of pandas or polars
@@ -38,8 +38,7 @@ def weights(metric: str, d: int, per_dimension: bool = True) -> tuple[float, flo
     literal: (L2/d + L1/d) / 2, Eqs. 4-6 as written; rms: (L2/sqrt(d) + L1/d) / 2; l1: L1/d; l2: L2/d. Without
     per_dimension they are d times as large, of L1 and L2 themselves: (L2 + L1) / 2, (sqrt(d) L2 + L1) / 2, L1, L2.
     """
-    if metric not in _WEIGHTS:
-        raise ValueError(f"metric must be one of {', '.join(get_args(Metric))}, got {metric!r}")
+    one_of("metric", metric, get_args(Metric))
     if not per_dimension:
         return {"literal": (0.5, 0.5), "rms": (0.5, 0.5 * math.sqrt(d)), "l1": (1.0, 0.0), "l2": (0.0, 1.0)}[metric]
     return _WEIGHTS[metric](d)
@@ -145,10 +144,12 @@ def check_match(x: Tensor, rows: Tensor, name: str) -> None:
             raise ValueError(f"{name} must {what}, {want}, got {got}")
 
 
-def check_k(k: int, most: int, rows: int) -> None:
-    """Raise unless k is a count of neighbours between 1 and most."""
-    if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or not 1 <= k <= most:
+def check_k(k: int, most: int, rows: int) -> int:
+    """k as an int, if it is a count of neighbours between 1 and most."""
+    k = whole("k", k)
+    if not 1 <= k <= most:
         raise ValueError(f"k must be in [1, {most}] for {rows} rows, got {k}")
+    return k
 
 
 def _is_floating_point(x: Any) -> bool:
@@ -229,7 +230,7 @@ def knn(
         return Neighbours(x, metric, recall, **options).graph(k)
     rows, asked = _open(x, queries, "queries", progress, unit_rows)
     most = len(rows) if queries is not None else len(rows) - 1
-    check_k(k, most, len(rows))
+    k = check_k(k, most, len(rows))
     w1, w2 = weights(metric, rows.data.shape[1], per_dimension)
     module = backends.resolve(backend, rows.data, "knn")
     options = dict[str, Any](backends.thread_options(module, num_threads))

@@ -91,7 +91,7 @@ class Neighbours:
         Raises:
             ValueError: k is not in [1, rows - 1].
         """
-        check_k(k, self._left - 1, self._left)
+        k = check_k(k, self._left - 1, self._left)
         if self.recall is None:
             return self._exact(k, "exact neighbours were asked for")
         if self._left < _LEAST_ROWS:
@@ -107,7 +107,7 @@ class Neighbours:
             queries: (q, d), like x.
             k: 1 <= k <= rows.
         """
-        check_k(k, self._left, self._left)
+        k = check_k(k, self._left, self._left)
         asked = matrix(queries, "queries")
         check_match(asked, self._rows.data, "queries")
         if not self._native:
@@ -116,7 +116,7 @@ class Neighbours:
 
     def of(self, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Find the exact k nearest other rows of some of the rows, given by their numbers (n,) int64."""
-        check_k(k, self._left - 1, self._left)
+        k = check_k(k, self._left - 1, self._left)
         if not self._native:
             distances, indices = knn(self._remaining(), k, self.metric, **self._options)
             return distances[rows], indices[rows]

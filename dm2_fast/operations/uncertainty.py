@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from dm2_fast.operations import backends
-from dm2_fast.operations.arrays import name_rows
+from dm2_fast.operations.arguments import one_of
+from dm2_fast.operations.arrays import as_floats, name_rows
 from dm2_fast.operations.multilabel import Over, check_over, multilabel_uncertainty
 from dm2_fast.operations.probabilities import refuse_probabilities
 
@@ -44,14 +45,11 @@ def uncertainty(
         TypeError: the dtype is not listed above.
         RuntimeError: a forced backend cannot run on logits.
     """
-    if kind not in get_args(Uncertainty):
-        raise ValueError(f"kind must be one of {', '.join(get_args(Uncertainty))}, got {kind!r}")
+    one_of("kind", kind, get_args(Uncertainty))
     check_over(multilabel)
+    logits = as_floats(logits, "logits")
     if logits.ndim != 2 or logits.shape[1] < (2 if multilabel is None else 1):
         raise ValueError(f"logits must be (n, C) with at least two classes, got shape {tuple(logits.shape)}")
-    if not logits.is_floating_point():
-        raise TypeError(f"logits must be floating point, got {logits.dtype}")
-    logits = logits.detach()
     bad = torch.nonzero(~logits.amax(1).isfinite())[:, 0].tolist() if len(logits) else []
     if bad:
         raise ValueError(f"logits must be finite or -infinity, got NaN or infinity in {name_rows(bad)}")

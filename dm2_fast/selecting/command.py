@@ -1,7 +1,6 @@
 """`dm2-fast select`: the next samples to label from a pool of one's own on disk, of which only blocks are in memory."""
 
 import csv
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from dm2_fast import plugins, strategies
 from dm2_fast.acquire import select_from
+from dm2_fast.experiment.folder.files import naming_file, unfinished
 from dm2_fast.experiment.folder.sheet import draw_chosen
 from dm2_fast.experiment.machine import reproducible, usable_device
 from dm2_fast.model.passes import ForwardPass
@@ -62,10 +62,11 @@ def select_from_files(config: SelectConfig, *, echo: Callable[[str], None] | Non
     output.parent.mkdir(parents=True, exist_ok=True)
     with (
         reproducible(config.threads),
-        tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as unfinished,
+        naming_file(output),
+        unfinished(output) as scratch,
     ):
         device = usable_device(config.device)
-        asked = _ask(config, array, unlabelled, labelled, labels, Path(unfinished), device)
+        asked = _ask(config, array, unlabelled, labelled, labels, scratch, device)
         if echo:
             echo(
                 f"{config.strategy} on {config.pool or config.features}, {len(array)} rows of {array.shape[1:]} "
@@ -73,7 +74,7 @@ def select_from_files(config: SelectConfig, *, echo: Callable[[str], None] | Non
             )
         with plugins.naming(config.model, f"samples of shape {array.shape[1:]}{_layout_hint(config, array)}"):
             picked = select_from(asked, config.budget, config.strategy, config.options)
-        folder = Path(unfinished) / "selection"
+        folder = scratch / "selection"
         folder.mkdir()
         _write(folder, config, array, unlabelled, picked, ids)
         if damaged:

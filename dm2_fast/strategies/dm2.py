@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dm2_fast.model.batches import check_mixable
+from dm2_fast.operations.arguments import number, one_of, whole
 from dm2_fast.operations.knn import Metric, knn, weights
 from dm2_fast.operations.mix import Mix, Recipe, check_mix, recipe
 from dm2_fast.operations.neighbours import Neighbours
@@ -52,17 +53,12 @@ class DM2Config:
     def __post_init__(self) -> None:
         weights(self.metric, 1)
         check_mix(self.mix, self.lam, self.alpha)
-        if self.k < 1:
-            raise ValueError(f"k must be at least 1, got {self.k}")
-        scores = get_args(DM2Config.__annotations__["score"])
-        if self.score not in scores:
-            raise ValueError(f"score must be one of {', '.join(scores)}, got {self.score!r}")
-        if self.space not in ("input", "features"):
-            raise ValueError(f"space must be input or features, got {self.space!r}")
-        if self.offset < 0:
-            raise ValueError(f"offset must be at least 0, got {self.offset}")
-        if self.recall is not None and not 0 < self.recall < 1:
-            raise ValueError(f"recall must be between 0 and 1, or None for exact neighbours, got {self.recall}")
+        object.__setattr__(self, "k", whole("k", self.k, 1))
+        one_of("score", self.score, get_args(DM2Config.__annotations__["score"]))
+        object.__setattr__(self, "offset", whole("offset", self.offset, 0))
+        one_of("space", self.space, ("input", "features"))
+        if self.recall is not None:
+            number("recall", self.recall, "between 0 and 1, or None for exact neighbours", lambda value: 0 < value < 1)
 
 
 def choose(round: Round, budget: int, options: DM2Config) -> Picked:

@@ -11,7 +11,7 @@ import torch
 from oracle import device_of
 from torch import Tensor
 
-from dm2_fast.operations.knn import _Rows, weights
+from dm2_fast.operations.knn import UnitRows, weights
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benches"))
 from knn_kinds import KINDS
@@ -42,8 +42,8 @@ def search(
     x: Tensor, k: int, metric: str, filtered: bool | None, queries: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The kernels' `knn`, as the function of the same name calls it."""
-    rows = _Rows(x.to(DEVICE), "x")
-    asked = rows if queries is None else _Rows(queries.to(DEVICE), "queries")
+    rows = UnitRows(x.to(DEVICE), "x")
+    asked = rows if queries is None else UnitRows(queries.to(DEVICE), "queries")
     everyone = torch.arange(len(x), device=DEVICE)
     ids = everyone if queries is None else torch.full((len(queries),), -1, device=DEVICE)
     data, scale = rows.read(0, len(x))
@@ -63,7 +63,7 @@ def check_same(x: Tensor, k: int, metric: str = "literal", queries: Tensor | Non
 
 def unit(x: Tensor) -> Tensor:
     """Rows as the kernels stage them."""
-    rows = _Rows(x, "x")
+    rows = UnitRows(x, "x")
     return knn._staged(*rows.read(0, len(x)), BLOCK_D)
 
 

@@ -21,7 +21,7 @@ def net() -> nn.Sequential:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 4))
     with torch.no_grad():
-        model[2].weight.mul_(8)  # type: ignore[operator]
+        model[2].weight.mul_(8)
     return model
 
 

@@ -89,9 +89,9 @@ class Table:
 
 @pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.int8, np.int16, np.uint16, np.int32, np.int64])
 def test_integers_lists_and_tables_are_arrays(dtype: type) -> None:
-    integers: np.ndarray = (
-        np.random.default_rng(0).integers(0, 2 if dtype is np.bool_ else 100, (20, 4)) + [1, 0, 0, 0]
-    ).astype(dtype)
+    drawn = np.random.default_rng(0).integers(0, 2 if dtype is np.bool_ else 100, (20, 4))
+    drawn[:, 0] += 1
+    integers: np.ndarray = drawn.astype(dtype)
     expected = knn(integers.astype(np.float32), 3)
     for x in (integers, integers.tolist(), Table(integers), [*map(torch.from_numpy, integers)]):
         got = knn(x, 3)

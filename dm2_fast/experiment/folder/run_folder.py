@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dm2_fast.experiment.config import RunConfig, identity, to_dict
 from dm2_fast.experiment.data.sets import Data
-from dm2_fast.experiment.folder.files import remove_partial, replacing
+from dm2_fast.experiment.folder.files import read_yaml, remove_partial, replacing
 from dm2_fast.experiment.folder.sheet import draw_chosen
 from dm2_fast.experiment.state import RoundResult, State
 from dm2_fast.round import Picked
@@ -51,7 +51,7 @@ class RunFolder:
             except BlockingIOError as error:
                 raise FileExistsError(f"another process is using {path}") from error
             if file.exists():
-                before = yaml.safe_load(file.read_text())
+                before = read_yaml(file)
                 _check_same(path, before, to_dict(config))
                 new = before["rounds"] != config.rounds
             else:
