@@ -43,6 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             from dm2_fast import commands
 
             commands.carry_out(command, COMMANDS[command], rest)
+    except RuntimeError as error:
+        from dm2_fast.plugins import UsersError
+
+        if not isinstance(error, UsersError):
+            raise
+        _fail(error.told())
     except (ValueError, TypeError, OSError, MissingExtra) as error:
         _fail(str(error))
     except KeyboardInterrupt:

@@ -59,6 +59,7 @@ def choose(round: Round, budget: int, options: NoiseStabilityConfig) -> Picked:
 
 def noise(round: Round, options: NoiseStabilityConfig) -> Tensor:
     """The `deviations` of the round's pool, computed once."""
+    round.check_model()
     round.one_class()
     return round.once("noise", options, lambda: deviations(round.forward, options, round.seed, round.round))
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dm2_fast.operations.mix import Normalize
+from dm2_fast.picked import check_names
 
 _ARRAYS = ("x", "y", "x_test", "y_test")
 _ROWS = 1024  # per block
@@ -42,8 +43,9 @@ def read(path: Path) -> Parts:
     """Read and check a data set.
 
     The file holds x and x_test, images (n, H, W), (n, C, H, W) or (n, H, W, C), uint8 or floating point in [0, 1]; y
-    and y_test, their classes (n,), integers from 0 on; layout, "nchw" or "nhwc", unless the images are (n, H, W); and
-    it may hold classes, the names of the classes. Nothing in it is executed.
+    and y_test, their classes (n,), integers from 0 on, where -1 in y is a row without a label, and no y at all means
+    that no row has one; layout, "nchw" or "nhwc", unless the images are (n, H, W); and
+    it may hold classes, the names of the classes, and ids, what the rows of x are called. Nothing in it is executed.
 
     Returns:
         x, y, x_test, y_test, names of the classes, and (mean, std) per channel of the training pixels; images as
@@ -70,10 +72,12 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _checked(arrays: dict[str, NDArray[Any]]) -> Parts:
+    if "y" not in arrays and "x" in arrays and "classes" in arrays:
+        arrays = {**arrays, "y": np.full(len(arrays["x"]), -1)}
     missing = [name for name in _ARRAYS if name not in arrays]
     if missing:
-        raise ValueError(f"must hold the arrays {', '.join(_ARRAYS)}, got no {', '.join(missing)}")
-    unknown = [name for name in arrays if name not in (*_ARRAYS, "layout", "classes")]
+        raise ValueError(f"must hold the arrays {', '.join(_ARRAYS)}, got no {', '.join(missing)}{_hint(missing)}")
+    unknown = [name for name in arrays if name not in (*_ARRAYS, "layout", "classes", "ids")]
     if unknown:
         raise ValueError(f"must hold {', '.join(_ARRAYS)}, layout and classes only, got {unknown[0]!r} too")
     x, x_test = (_images(name, arrays[name], arrays.get("layout")) for name in ("x", "x_test"))
@@ -85,11 +89,51 @@ def _checked(arrays: dict[str, NDArray[Any]]) -> Parts:
     y, y_test = _labels("y", arrays["y"], len(x)), _labels("y_test", arrays["y_test"], len(x_test))
     names = _names(arrays.get("classes"), y)
     for name, labels in (("y", y), ("y_test", y_test)):
-        outside = np.flatnonzero((labels < 0) | (labels >= len(names)))
+        least = -1 if name == "y" else 0
+        outside = np.flatnonzero((labels < least) | (labels >= len(names)))
         if len(outside):
             row = outside[0]
-            raise ValueError(f"{name} must be in [0, {len(names) - 1}], got {labels[row]} in row {row}")
+            hint = " (-1 is a row without a label)" if name == "y" else ""
+            raise ValueError(f"{name} must be in [0, {len(names) - 1}], got {labels[row]} in row {row}{hint}")
     return x, y, x_test, y_test, names, _statistics(x)
+
+
+def _hint(missing: list[str]) -> str:
+    """What to do about arrays that are missing."""
+    if missing == ["y"]:
+        return " (without labels, the array classes must name the classes)"
+    if set(missing) <= {"x_test", "y_test"}:
+        return " (hold out some of the labelled images to test with)"
+    return ""
+
+
+def counts(path: Path) -> tuple[int, int]:
+    """How many rows have a label, and how many have none, without reading the images."""
+    with path.open("rb") as file:
+        archive = np.load(file, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile) or "y" not in archive.files:
+            return 0, 1
+        y = archive["y"]
+    return int((y != -1).sum()), int((y == -1).sum())
+
+
+def read_ids(path: Path, m: int) -> tuple[str, ...] | None:
+    """What the rows are called: the array ids, texts or integers; None without it.
+
+    Raises:
+        ValueError: it is not one id for each of m rows, all different.
+    """
+    with path.open("rb") as file:
+        archive = np.load(file, allow_pickle=False)
+        if "ids" not in archive.files:
+            return None
+        values = archive["ids"]
+    if values.shape != (m,) or values.dtype.kind not in "Uiu":
+        raise ValueError(f"{path}: ids must be {m} texts or integers, got {values.dtype} of shape {values.shape}")
+    try:
+        return tuple(check_names([str(value) for value in values.tolist()], m) or ())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _images(name: str, x: NDArray[Any], layout: NDArray[Any] | None) -> NDArray[Any]:
@@ -123,7 +167,7 @@ def _labels(name: str, y: NDArray[Any], n: int) -> NDArray[np.int64]:
 
 def _names(classes: NDArray[Any] | None, y: NDArray[np.int64]) -> tuple[str, ...]:
     if classes is None:
-        distinct = np.unique(y)
+        distinct = np.unique(y[y != -1])
         gap = np.flatnonzero(distinct != np.arange(len(distinct)))
         if len(gap) or len(distinct) < 2:
             got = f"{distinct[gap[0]]} for {gap[0]}" if len(gap) else f"{len(distinct)} class"

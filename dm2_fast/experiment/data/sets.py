@@ -19,10 +19,12 @@ class Data:
 
     Attributes:
         name: Its name in `load`.
-        x, y: Training images, (n, C, H, W) in channels_last, uint8 or float32 in [0, 1], and their classes, (n,) int64.
+        x, y: Training images, (n, C, H, W) in channels_last, uint8 or float32 in [0, 1], and their classes, (n,) int64,
+            -1 for a row without a label.
         x_test, y_test: The test set, likewise.
         classes: Names of the classes.
         normalize: (mean, std) per channel in units of the [0, 1] pixel range.
+        ids: What the training images are called; None for their numbers only.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Data:
     y_test: Tensor
     classes: tuple[str, ...]
     normalize: Normalize
+    ids: tuple[str, ...] | None = None
 
 
 # torchvision's class, what it reads below the root, and the pixel statistics usual for the training images.
@@ -56,7 +59,9 @@ def load(name: str, data_dir: Path = Path("data"), download: bool = False) -> Da
         return _digits()
     parts = npz.read(Path(name)) if npz.is_npz(name) else _torchvision(name, data_dir, download)
     x, y, x_test, y_test, classes, normalize = parts
-    return Data(name, _images(x), torch.as_tensor(y), _images(x_test), torch.as_tensor(y_test), classes, normalize)
+    ids = npz.read_ids(Path(name), len(x)) if npz.is_npz(name) else None
+    tests = _images(x_test), torch.as_tensor(y_test)
+    return Data(name, _images(x), torch.as_tensor(y), *tests, classes, normalize, ids)
 
 
 def place(name: str, data_dir: Path) -> Path | None:

@@ -51,8 +51,12 @@ class RunFolder:
             except BlockingIOError as error:
                 raise FileExistsError(f"another process is using {path}") from error
             if file.exists():
-                _check_same(path, read_yaml(file), to_dict(config))
+                before = read_yaml(file)
+                _check_same(path, before, to_dict(config))
+                new = before["rounds"] != config.rounds
             else:
+                new = True
+            if new:
                 # Without its own place: repeated with other options, the run shall not land in this folder.
                 with replacing(file) as partial:
                     partial.write_text(yaml.safe_dump({**to_dict(config), "output": None}, sort_keys=False))
@@ -72,16 +76,19 @@ class RunFolder:
         """The file of the last trained weights."""
         return self.path / "model.pt"
 
-    def write_tables(self, state: State) -> None:
-        """Write rounds.csv and selected.csv anew."""
+    def write_tables(self, state: State, ids: Sequence[str] | None = None) -> None:
+        """Write rounds.csv and selected.csv anew; ids are what rows are called, if there are some."""
         stages = list(dict.fromkeys(stage for result in state.results for stage in result.seconds))
         columns = (*ROUND_COLUMNS, *(f"seconds_{stage}" for stage in stages))
         self._write("rounds.csv", [columns, *(_round_line(result, stages) for result in state.results)])
-        lines: list[Sequence[Any]] = [SELECTED_COLUMNS]
+        lines: list[Sequence[Any]] = [(*SELECTED_COLUMNS, *(() if ids is None else ("id",)))]
         for r, (rows, labels) in enumerate(zip(state.chosen, state.labels, strict=False)):
             scores = state.scores[r]
             written = [""] * len(rows) if scores is None else [f"{score:.9g}" for score in scores.tolist()]
-            lines += zip([r] * len(rows), range(len(rows)), rows.tolist(), written, labels.tolist(), strict=True)
+            columns_of = [[r] * len(rows), range(len(rows)), rows.tolist(), written, labels.tolist()]
+            if ids is not None:
+                columns_of.append([ids[row] for row in rows.tolist()])
+            lines += zip(*columns_of, strict=True)
         self._write("selected.csv", lines)
 
     def _write(self, name: str, lines: Sequence[Sequence[Any]]) -> None:
@@ -122,6 +129,8 @@ def _visible(path: Path) -> list[Path]:
 
 def _check_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     before, now = identity(before), identity(now)
+    if before.get("rounds", 0) < now["rounds"]:
+        before["rounds"] = now["rounds"]  # more of them go on from there
     different = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
     if different:
         raise FileExistsError(
