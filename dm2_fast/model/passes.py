@@ -235,7 +235,7 @@ class ForwardPass:
             head = None
             with suppress(Exception):  # a model without a head has logits; one that cannot run says so when it runs
                 head = find_head(self.model, self.first_rows(), self.head)
-            few: Any = self._batch(None, 0, min(self.batch_size, VERIFIED_ROWS))
+            few: Any = self._batch(None, 0, min(self.batch_size, VERIFIED_ROWS))  # a tensor: others are unmixable
             # On the kind of thread that runs it, since weights are laid out for a number of threads.
             work = partial(prepare, self.model, head, few, self.batch_size, pack=autocast is None)
             self._shared.prepared = threads.submit(work).result()
