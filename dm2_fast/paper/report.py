@@ -92,7 +92,7 @@ def write_report(folders: Sequence[Path], output: Path, *, echo: Callable[[str],
         if run.trainings:
             runs.append(run)
     if not runs:
-        raise ValueError(f"no run with a training in {', '.join(map(str, folders))}")
+        raise ValueError(f"none of these folders holds a run with a training: {', '.join(map(str, folders))}")
     curves = {name: _points(group) for name, group in _groups(runs).items()}
     output.mkdir(parents=True, exist_ok=True)
     _write(output / "report.csv", curves)
@@ -106,7 +106,7 @@ def _read(folder: Path) -> _Run:
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text())
         if not isinstance(config, dict):
-            raise ValueError("config.yaml is no list of options and values")
+            raise ValueError("config.yaml holds something else than options and their values")
         settings = _flat(identity(config))
         seed = int(settings.pop("seed"))
         with (folder / "rounds.csv").open(newline="") as file:
