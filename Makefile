@@ -11,7 +11,13 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check
 
 SANITIZE := -std=c++17 -O2 -g -ffp-contract=off -Wall -Wextra -pthread -fno-omit-frame-pointer
 
-.PHONY: run test test-slow lint bench gpu sanitize limit install install-test clean
+INCLUDE = -Ibuild/pybind11/pybind11/include -I$(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')
+EXTENSION = $(CXX) -shared -fPIC -fvisibility=hidden $(SANITIZE) csrc/bindings.cpp
+BUILT = _C$(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))' 2>/dev/null)
+PRELOAD = LD_PRELOAD="$(shell $(CXX) -print-file-name=$(1)) $(shell $(CXX) -print-file-name=libstdc++.so)"
+OPERATIONS := tests/operations --ignore tests/operations/test_ops.py -m "not slow" -k "not triton" -p no:cacheprovider
+
+.PHONY: run test test-slow fuzz test-compilers lint bench gpu sanitize sanitize-extension limit install install-test clean
 
 run: install  ## install, then DM2-AT on the digits that come with scikit-learn
 	$(PYTHON) -m dm2_fast run --strategy dm2-at
@@ -22,6 +28,20 @@ test: install-test  ## install, then the test suite but for its slow part
 
 test-slow: install-test  ## the slow part: kills, compilers, large networks, whole commands
 	$(PYTHON) -m pytest -m slow
+
+fuzz: install-test  ## random cases against oracles, without end; a finding prints the command that runs it again
+	$(PYTHON) tests/fuzz/run.py
+
+# constraints.txt holds the newest torch, .ci/compilers/ the others; each gets a virtual environment of its own.
+test-compilers:  ## the kernels' tests with every torch and Triton that is supported, before a release
+	for pins in .ci/compilers/*.txt constraints.txt; do \
+		env=build/compiler-$$(basename $$pins .txt); \
+		python3 -m venv $$env && $$env/bin/python -m pip --disable-pip-version-check install -q --upgrade 'pip>=25' && \
+		$$env/bin/python -m pip --disable-pip-version-check install -q -c $$pins -e '.[test]' && \
+		$$env/bin/python -m pytest -k "gpu or triton or kernels or aot" && \
+		$$env/bin/python benches/static_cost.py --json > $$env.json || exit 1; \
+	done
+	$$(ls -d build/compiler-*/bin/python | tail -1) benches/static_cost.py --join build/compiler-*.json
 
 lint: install-test  ## style and types
 	$(PYTHON) -m ruff check
@@ -35,7 +55,9 @@ gpu: install-test  ## the Triton kernels on a CUDA device: tests, timings agains
 	$(PYTHON) -c 'import torch; assert torch.cuda.is_available(), "make gpu needs a CUDA device"'
 	$(PYTHON) -m pytest -k "gpu or triton or kernels or aot"
 	$(PYTHON) -m pytest benches
-	$(PYTHON) benches/static_cost.py --measure
+	mkdir -p results/gpu
+	$(PYTHON) -m dm2_fast info --check | tee results/gpu/info.txt
+	$(PYTHON) benches/static_cost.py --measure | tee results/gpu/kernels.md
 
 sanitize:  ## the C++ neighbour search under AddressSanitizer and UndefinedBehaviorSanitizer, then ThreadSanitizer
 	mkdir -p build
@@ -43,6 +65,17 @@ sanitize:  ## the C++ neighbour search under AddressSanitizer and UndefinedBehav
 	build/sanitize-address
 	$(CXX) $(SANITIZE) -fsanitize=thread csrc/sanitize.cpp -o build/sanitize-thread
 	build/sanitize-thread
+
+sanitize-extension: install-test  ## the extension: Address- and UndefinedBehaviorSanitizer on the operations' tests, then ThreadSanitizer without torch
+	mkdir -p build/address build/thread
+	$(PIP) install --quiet --upgrade --target build/pybind11 'pybind11>=3'
+	$(EXTENSION) $(INCLUDE) -fsanitize=address,undefined -fno-sanitize-recover=all -o build/address/$(BUILT)
+	PYTHONPATH=tests DM2_EXTENSION=$(CURDIR)/build/address/$(BUILT) $(call PRELOAD,libasan.so) \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		$(PYTHON) -X faulthandler -m pytest -p sanitize.extension $(OPERATIONS)
+	$(EXTENSION) $(INCLUDE) -fsanitize=thread -o build/thread/$(BUILT)
+	$(call PRELOAD,libtsan.so) TSAN_OPTIONS=halt_on_error=1 \
+		$(PYTHON) tests/sanitize/numpy_only.py build/thread/$(BUILT)
 
 FEATURES := data/cifar10_features.npy
 limit:  ## how far the C++ neighbour search is from the limit of the machine, on FEATURES=FILE.npy

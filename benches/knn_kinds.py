@@ -1,9 +1,11 @@
 """`dm2_fast.knn` against the plain C++ loop over float32 rows, on every kind of rows: it should never be slower.
 
-    python benches/knn_kinds.py [--features FILE.npy] [--rows M] [--dims D ...] [--metrics NAME ...] [--kinds NAME ...]
+    python benches/knn_kinds.py [--features FILE.npy] [--rows M] [--numbers N] [--dims D ...] [--metrics NAME ...]
+        [--kinds NAME ...]
 
 Both find the k nearest in turn, several times. The plain loop does so for Q query rows among all rows; its seconds are
-scaled by M / Q, and its answers must be those of dm2_fast.knn, bit for bit. Prints medians: wall seconds, their ratio,
+scaled by M / Q, and its answers must be those of dm2_fast.knn, bit for bit. Rows of many dimensions are fewer: at most
+N numbers in all. Prints medians: wall seconds, their ratio,
 and the ratio of CPU seconds, which other work on the machine disturbs less.
 """
 
@@ -31,6 +33,10 @@ def gauss(rng: Generator, m: int, d: int) -> np.ndarray:
 def relu(rng: Generator, m: int, d: int) -> np.ndarray:
     x: np.ndarray = np.maximum(gauss(rng, m, 16) @ gauss(rng, 16, d) / 4 + gauss(rng, m, d) / 2 - 1, 0)
     return x
+
+
+def clusters(rng: Generator, m: int, d: int) -> np.ndarray:
+    return relu(rng, 64, d)[rng.integers(0, 64, m)] + gauss(rng, m, d) / 100
 
 
 def constant(rng: Generator, m: int, d: int) -> np.ndarray:
@@ -66,6 +72,7 @@ def every_other_column(x: np.ndarray) -> np.ndarray:
 KINDS: dict[str, tuple[Callable[[Generator, int, int], np.ndarray], Callable[[np.ndarray], np.ndarray]]] = {
     "Gaussian noise": (gauss, np.asarray),
     "sparse ReLU": (relu, np.asarray),
+    "tight clusters": (clusters, np.asarray),
     "constant rows": (constant, np.asarray),
     "100 copies of each row": (duplicates, np.asarray),
     "one giant outlier": (outlier, np.asarray),
@@ -139,7 +146,7 @@ def compare(name: str, x: np.ndarray, held: np.ndarray, metric: Metric, args: ar
     wall = statistics.median(t[0] for t in times), scaled * statistics.median(t[2] for t in times)
     ratio = scaled * statistics.median(t[2] / t[0] for t in times)
     cpu = scaled * statistics.median(t[3] / t[1] for t in times)
-    shape = f"{name} | {metric} | {x.shape[1]}"
+    shape = f"{name} | {metric} | {m} | {x.shape[1]}"
     print(f"| {shape} | {wall[0]:.2f} | {wall[1]:.2f} | {ratio:.2f} | {cpu:.2f} |", flush=True)
 
 
@@ -147,7 +154,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--features", type=Path, default=Path("data/cifar10_features.npy"))
     parser.add_argument("--rows", type=int, default=20000, metavar="M")
-    parser.add_argument("--dims", type=int, nargs="+", default=[64, 512])
+    parser.add_argument("--dims", type=int, nargs="+", default=[64, 512, 4096, 16384, 65536])
+    parser.add_argument("--numbers", type=int, default=2**27, metavar="N")
     parser.add_argument("--metrics", nargs="+", default=["literal", "rms", "l1", "l2"])
     parser.add_argument("--kinds", nargs="+", default=["real features", *KINDS])
     parser.add_argument("--k", type=int, default=10)
@@ -156,13 +164,14 @@ def main() -> None:
     args = parser.parse_args()
     kinds = {"real features": (real(args.features), np.asarray)} | KINDS
     print(
-        f"{args.rows} rows, k = {args.k}, {torch.get_num_threads()} threads; plain loop on {args.sample} query rows\n"
+        f"at most {args.rows} rows, k = {args.k}, {torch.get_num_threads()} threads; "
+        f"plain loop on {args.sample} query rows\n"
     )
-    print("| rows | metric | d | seconds | plain loop | ratio | in CPU seconds |\n|" + " --- |" * 7)
+    print("| kind | metric | rows | d | seconds | plain loop | ratio | in CPU seconds |\n|" + " --- |" * 8)
     for name in args.kinds:
         make, hold = kinds[name]
         for d in args.dims:
-            x = make(np.random.default_rng(0), args.rows, d)
+            x = make(np.random.default_rng(0), min(args.rows, args.numbers // d), d)
             for metric in args.metrics:
                 compare(name, x, hold(x), metric, args)
 

@@ -1,6 +1,6 @@
 """What the Triton kernels cost on GPUs that are not here: compiled by the real assembler, counted in the machine code.
 
-    python benches/static_cost.py [--json] [--measure] [--kernel NAME ...] [--target sm_90 ...]
+    python benches/static_cost.py [--json] [--measure] [--kernel NAME ...] [--target sm_90 ...] [--join FILE ...]
 
 For every kernel as it is launched, on every target: registers, stack and shared memory, the warps that an SM holds, the
 instructions of the inner loop, and the time below which the kernel cannot run: the slowest of the loop's float32
@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +45,22 @@ class Device:
 
 
 # Boost clock, float32 lanes and bandwidth: NVIDIA's architecture papers of the A100 (SXM, 80 GB) and H100 (SXM), which
-# come to 19.5 and 67 TFLOPS; the data sheet of HGX B200, 75 TFLOPS a GPU and 8 TB/s, so a packed instruction takes two
-# slots; AMD's data sheet of the MI300X, 163 TFLOPS, so there it takes one. An SM issues 4 a clock.
+# come to 19.5 and 67 TFLOPS, and of the RTX 3090, 4090 and 5090 (35.6, 82.6 and 104.8 TFLOPS); the data sheet of HGX
+# B200, 75 TFLOPS a GPU and 8 TB/s, so a packed instruction takes two slots; AMD's data sheet of the MI300X, 163 TFLOPS,
+# so there it takes one. An SM issues 4 a clock.
 DEVICES = {
     "sm_80": Device("A100", GPUTarget("cuda", 80, 32), 108, 1.41, 64, 2, 2039, 64),
+    "sm_86": Device("RTX 3090", GPUTarget("cuda", 86, 32), 82, 1.695, 128, 2, 936, 48),
+    "sm_89": Device("RTX 4090", GPUTarget("cuda", 89, 32), 128, 2.52, 128, 2, 1008, 48),
     "sm_90": Device("H100", GPUTarget("cuda", 90, 32), 132, 1.98, 128, 2, 3350, 64),
     "sm_100": Device("B200", GPUTarget("cuda", 100, 32), 148, 1.98, 128, 2, 8000, 64),
+    "sm_120": Device("RTX 5090", GPUTarget("cuda", 120, 32), 170, 2.407, 128, 2, 1792, 48),
     "gfx942": Device("MI300X", GPUTarget("hip", "gfx942", 64), 304, 2.1, 64, 1, 5300, 32),
 }
 ISSUED = 4
+BYTES_PER_CLOCK = 64  # VABSDIFF4 an SM finishes a clock: half the rate of float32, which is assumed and nowhere stated
 REGISTERS = 65536  # an SM, 32 bits each; of a CU of gfx942 twice that
-SHARED = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "gfx942": 64}  # KB an SM
+SHARED = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99, "gfx942": 64}  # KB an SM
 
 
 @dataclass(frozen=True)
@@ -88,25 +93,39 @@ class Kernel:
 
 def kernels() -> dict[str, Kernel]:
     """Every kernel in the configurations that are launched."""
-    knn, mix, confidence, probe = (
-        importlib.import_module("dm2_fast.kernels." + name) for name in ("knn", "mix", "confidence", "linear_probe")
+    knn, codes, mix, confidence, probe = (
+        importlib.import_module("dm2_fast.kernels." + name)
+        for name in ("knn", "codes", "mix", "confidence", "linear_probe")
     )
-    tile, pairs = knn._TILE, knn._PAIRWISE_TILE
-    differences, of_pairs = (t["BLOCK_M"] * t["BLOCK_N"] * t["BLOCK_D"] for t in (tile, pairs))
-    search = tile | {"BLOCK_K": knn._BLOCK_K, "enable_fp_fusion": True}
+    tile = knn._TILE | knn._OPTIONS
+    differences = tile["BLOCK_M"] * tile["BLOCK_N"] * tile["BLOCK_D"]
     m, d, r, n, width = 50_000, 512, 50_000, 10, 3072
-    distance = ("*fp32 q_ptr x_ptr best_ptr out_ptr", "*i64 q_ids_ptr x_ids_ptr ids_ptr", "fp32 w1 w2")
+    distance = (
+        "*fp32 q_ptr x_ptr best_ptr out_ptr",
+        "*i64 q_ids_ptr x_ids_ptr ids_ptr",
+        "*i32 order_ptr list_ptr count_ptr",
+        "fp32 w1 w2",
+    )
     integers = "i32 M N D K PART stride_out WIDTH TERMS stride_m channel_stride CHANNELS R C stride_n"
     out = {
         "knn": Kernel(
-            knn._knn_kernel, (*distance, integers), ("D", "PART"), search,
+            knn._knn_kernel, (*distance, integers), ("D", "PART"), tile | {"BLOCK_K": knn._BLOCK_K, "LISTED": 0},
             differences, "(row, row, dimension)", 3, m * m * d, m * d * 4.0, "50,000 x 512",
         ),
         "pairwise": Kernel(
-            knn._pairwise_kernel, (*distance, integers), ("D", "stride_out"), pairs | {"enable_fp_fusion": True},
-            of_pairs, "(row, row, dimension)", 3, m * m * d, m * m * 4.0, "50,000 x 512",
+            knn._pairwise_kernel, (*distance, integers), ("D", "stride_out"), tile,
+            differences, "(row, row, dimension)", 3, m * m * d, m * m * 4.0, "50,000 x 512",
         ),
     }  # fmt: skip
+    out["knn of lists"] = replace(out["knn"], constants=out["knn"].constants | {"LISTED": codes.TILE})
+    out["filter"] = Kernel(
+        codes._filter_kernel,
+        ("*i32 q_ptr reach_ptr q_order_ptr x_ptr x_reach_ptr margin_ptr x_margin_ptr order_ptr pairs_ptr",
+         "*i32 count_ptr list_ptr x_count_ptr x_list_ptr", "i32 M N W ROOM"), ("ROOM",) + ("W",) * (d % 64 == 0),
+        codes._CONFIG | {"SYMMETRIC": True, "NATIVE": True, "TILE": codes.TILE},
+        codes.TILE**2 * codes._CONFIG["BLOCK_W"] * 4, "(row, row, dimension)", math.inf, m * m * d / 2, m * d * 1.0,
+        "50,000 x 512, each pair once",
+    )  # fmt: skip
     for dtype, size, out_dtype in (("u8", 1, "fp32"), ("fp32", 4, "fp32"), ("fp16", 2, "fp16")):
         pixels = dtype == "u8"
         out[f"mix {dtype}"] = Kernel(
@@ -143,7 +162,10 @@ def kernels() -> dict[str, Kernel]:
 def compiled(kernel: Kernel, target: GPUTarget) -> Any:
     """The kernel through the compiler, as a launch with aligned pointers would do it."""
     constants = dict(kernel.constants)
-    options = {name: constants.pop(name) for name in ("num_warps", "enable_fp_fusion")}
+    options = {name: constants.pop(name) for name in ("num_warps", "enable_fp_fusion", "maxnreg") if name in constants}
+    if target.backend == "hip":
+        options.pop("maxnreg", None)
+        constants |= {"NATIVE": False} if "NATIVE" in constants else {}
     names = kernel.fn.arg_names
     types = {name: kind for kind, *group in map(str.split, kernel.types) for name in group}
     source = ASTSource(
@@ -219,8 +241,13 @@ def read(binary: Any, target: GPUTarget) -> Code:
     code.widths = sorted({opcode for opcode in opcodes if re.match(access, opcode)})
     inner = [a for a in loops if not any(a[0] <= b[0] and b[1] <= a[1] and a != b for b in loops)]
     bodies = [opcodes[start:stop] for start, stop in inner]
-    code.loop = max(bodies, key=lambda body: (float32(body, 1), len(body)), default=[])
+    code.loop = max(bodies, key=lambda body: (float32(body, 1) + four_bytes(body), len(body)), default=[])
     return code
+
+
+def four_bytes(loop: list[str]) -> int:
+    """Instructions that end a sum over four bytes: VABSDIFF4, or IDP.4A where several stand for it."""
+    return sum(opcode.startswith(("VABSDIFF4", "IDP.4A")) for opcode in loop)
 
 
 FLOAT32 = re.compile(r"(FADD|FFMA|FMUL)2?\b|v_(pk_)?(add|sub|mul|fma|fmac|mac)_f32").match
@@ -253,11 +280,13 @@ def cost(name: str, kernel: Kernel, target: str) -> dict[str, Any]:
         "float32": turns * float32(code.loop, device.packed) * width / device.lanes,
         "issue": turns * len(code.loop) / ISSUED,
         "memory": kernel.bytes / (device.gb_per_s * 1e9),
+        "bytes": turns * four_bytes(code.loop) * width / BYTES_PER_CLOCK,
     }
     return {
         "kernel": name, "target": target, "device": device.name, "triton": triton.__version__,
         "registers": code.registers, "stack": code.stack, "shared": code.shared, "warps": programs * warps,
         "unit": kernel.unit, "instructions": instructions, "opcodes": dict(Counter(code.loop).most_common(8)),
+        "arithmetic": dict(Counter(opcode for opcode in code.loop if FLOAT32(opcode))),
         "global": code.widths, "problem": kernel.problem, "seconds": seconds,
         "limit": max(seconds, key=seconds.__getitem__),
     }  # fmt: skip
@@ -287,7 +316,7 @@ def measure(names: list[str]) -> dict[str, float]:
         "probe of 100": lambda: dm2_fast.linear_probe(x, neighbours, 0.5, weight, kind="entropy"),
     }
     seconds = {}
-    for name in names:
+    for name in [name for name in names if name in calls]:  # the filter has no call of its own
         times = []
         for _ in range(6):  # the first one compiles
             torch.cuda.synchronize()
@@ -318,6 +347,29 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def compilers(files: list[Path]) -> str:
+    """What each of several versions of Triton makes of the kernels: one line for a kernel and target, from --json."""
+    rows = [row for file in files for row in json.loads(file.read_text())]
+    versions = sorted({row["triton"] for row in rows})
+    found = {(row["kernel"], row["target"], row["triton"]): row for row in rows}
+    lines = [
+        f"Triton {' / '.join(versions)}; instructions of the inner loop: float32, then all, for each unit.",
+        "",
+        "| kernel | target | registers | stack | float32 | all |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for kernel, target in dict.fromkeys((row["kernel"], row["target"]) for row in rows):
+        each = [found[kernel, target, version] for version in versions if (kernel, target, version) in found]
+        columns = (
+            [str(row["registers"]) for row in each],
+            [str(row["stack"]) for row in each],
+            [f"{row['instructions']['float32']:.2f}" for row in each],
+            [f"{row['instructions']['all']:.2f}" for row in each],
+        )
+        lines.append(f"| {kernel} | {target} | {' | '.join(' / '.join(column) for column in columns)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise SystemExit("TRITON_INTERPRET must not be set, got 1: what is interpreted cannot be compiled")
@@ -327,7 +379,11 @@ def main() -> None:
     parser.add_argument("--target", nargs="+", choices=DEVICES, default=list(DEVICES))
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--measure", action="store_true", help="run the problems on the CUDA device that is there")
+    parser.add_argument("--join", nargs="+", type=Path, metavar="FILE", help="the table of these --json outputs")
     arguments = parser.parse_args()
+    if arguments.join:
+        print(compilers(arguments.join))
+        return
     measured = {}
     if arguments.measure:
         import torch

@@ -4,7 +4,12 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <chrono>
+#include <cmath>
+#include <functional>
+#include <initializer_list>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -25,8 +30,36 @@ inline void require(bool condition, const char* message) {
     if (!condition) throw std::invalid_argument(message);
 }
 
+// The bytes that an array spans; none of an empty one.
+inline std::pair<const char*, const char*> span(const py::array& array) {
+    const char *first = static_cast<const char*>(array.data()), *last = first + array.itemsize();
+    for (py::ssize_t t = 0; t < array.ndim(); ++t) {
+        if (array.shape(t) == 0) return {first, first};
+        (array.strides(t) < 0 ? first : last) += (array.shape(t) - 1) * array.strides(t);
+    }
+    return {first, last};
+}
+
+using Arrays = std::initializer_list<std::reference_wrapper<const py::array>>;
+
+inline void require_aligned(const Arrays& arrays) {
+    for (const py::array& array : arrays)
+        require(reinterpret_cast<std::uintptr_t>(array.data()) % static_cast<std::uintptr_t>(array.itemsize()) == 0,
+                "arrays must be aligned to their elements");
+}
+
+// What is written must not be what is read, since indices and numbers are checked once, before.
+inline void require_apart(const py::array& out, const Arrays& others) {
+    const auto [first, last] = span(out);
+    for (const py::array& other : others) {
+        const auto [from, to] = span(other);
+        require(first == last || from == to || to <= first || last <= from, "outputs must not overlap other arrays");
+    }
+}
+
 inline std::ptrdiff_t row_stride(const py::array& rows) {
     require(rows.ndim() == 2, "rows must be 2-D");
+    if (rows.size() == 0) return 0;
     require(rows.shape(1) <= 1 || rows.strides(1) == rows.itemsize(), "rows must be dense within a row");
     require(rows.strides(0) % rows.itemsize() == 0, "rows must be whole elements apart");
     return rows.strides(0) / rows.itemsize();
@@ -38,11 +71,12 @@ dm2::Rows<T> as_rows(const py::array& rows, const Array<T>& scale) {
     const py::dtype type = rows.dtype();
     dm2::Element element = dm2::Element::same;
     if (!py::isinstance<Strided<T>>(rows)) {
-        const bool narrow = sizeof(T) == sizeof(float) && type.itemsize() == sizeof(dm2::Float16);
-        require(narrow && (type.kind() == 'f' || type.kind() == 'i'), "rows must be floats like scale");
-        element = type.kind() == 'f' ? dm2::Element::float16 : dm2::Element::bfloat16;
+        const bool half = type.equal(py::dtype("e")), bits = type.equal(py::dtype::of<std::int16_t>());
+        require(sizeof(T) == sizeof(float) && (half || bits), "rows must be floats like scale");
+        element = half ? dm2::Element::float16 : dm2::Element::bfloat16;
     }
-    require(rows.ndim() == 2, "rows must be 2-D");
+    require(rows.ndim() == 2 && rows.shape(1) > 0 && rows.shape(1) < std::numeric_limits<std::int32_t>::max(),
+            "rows must be 2-D, with at least one dimension and fewer than 2**31");
     const std::ptrdiff_t bytes = type.itemsize(), n = rows.shape(0);
     require(rows.strides(0) % bytes == 0 && rows.strides(1) % bytes == 0, "elements must be whole elements apart");
     const std::ptrdiff_t factors = scale.ndim() == 2 ? scale.shape(1) : 1;
@@ -51,10 +85,10 @@ dm2::Rows<T> as_rows(const py::array& rows, const Array<T>& scale) {
             scale.data(), factors, rows.strides(1) / bytes, element};
 }
 
-// Ten times a second: answer Ctrl-C and report progress. Called without the GIL.
+// Ten times a second at most: answer Ctrl-C and report progress. Called without the GIL.
 class Poll {
 public:
-    explicit Poll(const py::object& report) : report_(report) {}
+    explicit Poll(py::object report = py::none()) : report_(std::move(report)) {}
 
     void operator()(double part) {
         const auto now = std::chrono::steady_clock::now();
@@ -66,7 +100,7 @@ public:
     }
 
 private:
-    const py::object& report_;
+    const py::object report_;
     std::chrono::steady_clock::time_point next_ = std::chrono::steady_clock::now() + std::chrono::milliseconds(100);
 };
 

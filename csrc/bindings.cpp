@@ -40,12 +40,18 @@ void knn(const py::array& queries, const Array<T>& query_scale, const Array<std:
     require(distances.ndim() == 2 && distances.shape(0) == q.n && distances.shape(1) > 0 &&
                 indices.ndim() == 2 && indices.shape(0) == q.n && indices.shape(1) == distances.shape(1),
             "distances and indices must be (queries, k)");
+    require_aligned({queries, query_scale, query_ids, rows, row_scale, row_ids, distances, indices});
+    require_apart(distances, {queries, query_scale, query_ids, rows, row_scale, row_ids, indices});
+    require_apart(indices, {queries, query_scale, query_ids, rows, row_scale, row_ids});
+    require(std::none_of(distances.data(), distances.data() + distances.size(), [](T x) { return std::isnan(x); }),
+            "distances must not be NaN");
+    require(std::isfinite(w1) && std::isfinite(w2), "w1 and w2 must be finite");
     const dm2::Problem<T> problem{q, query_ids.data(), x, row_ids.data(), static_cast<T>(w1), static_cast<T>(w2)};
     const dm2::Running<T> best{q.n, distances.shape(1), distances.mutable_data(), indices.mutable_data()};
     const dm2::Choice choice = as_choice(isa, levels);
     Poll poll(report);
     py::gil_scoped_release release;
-    dm2::knn<T>(problem, best, choice, num_threads, [&](double part) { poll(part); });
+    dm2::knn<T>(problem, best, choice, num_threads, std::ref(poll));
 }
 
 // For tests of the filter itself: whether pair (i, j) stays, at each code length (longest first), if its own computed
@@ -55,6 +61,8 @@ template <class T>
 py::array_t<bool> survives(const py::array& rows, const Array<T>& scale, double w1, double w2, double clip,
                            double error, bool slack) {
     const dm2::Rows<T> x = as_rows(rows, scale);
+    require_aligned({rows, scale});
+    require(x.n > 0, "rows must hold at least one row");
     const std::ptrdiff_t width = dm2::padded(x.d);
     std::vector<T> read(static_cast<std::size_t>(x.n * width)), distance(static_cast<std::size_t>(x.n));
     x.read(0, x.n, read.data());
@@ -94,9 +102,12 @@ void pairwise(const py::array& queries, const Array<T>& query_scale, const py::a
     const dm2::Rows<T> q = as_rows(queries, query_scale), x = as_rows(rows, row_scale);
     require(q.d == x.d, "queries and rows must have the same dimension");
     require(out.ndim() == 2 && out.shape(0) == q.n && out.shape(1) == x.n, "out must be (queries, rows)");
+    require_aligned({queries, query_scale, rows, row_scale, out});
+    require_apart(out, {queries, query_scale, rows, row_scale});
     T* data = out.mutable_data();
+    Poll poll;
     py::gil_scoped_release release;
-    dm2::pairwise<T>(q, x, static_cast<T>(w1), static_cast<T>(w2), data, num_threads);
+    dm2::pairwise<T>(q, x, static_cast<T>(w1), static_cast<T>(w2), data, num_threads, std::ref(poll));
 }
 
 template <class T>
@@ -105,10 +116,13 @@ void lower_to_nearest(const Strided<T>& rows, const Strided<T>& points, Array<T>
     const std::ptrdiff_t n = rows.shape(0), count = points.shape(0), d = rows.shape(1);
     require(points.shape(1) == d, "rows and points must have the same dimension");
     require(distances.ndim() == 1 && distances.size() == n, "distances must have one value per row");
+    require_aligned({rows, points, distances});
+    require_apart(distances, {rows, points});
     const T *x = rows.data(), *y = points.data();
     T* data = distances.mutable_data();
+    Poll poll;
     py::gil_scoped_release release;
-    dm2::lower_to_nearest<T>(x, n, stride, y, count, point_stride, d, data, num_threads);
+    dm2::lower_to_nearest<T>(x, n, stride, y, count, point_stride, d, data, num_threads, std::ref(poll));
 }
 
 template <class In, class Out>
@@ -124,16 +138,20 @@ void mix(const Strided<In>& inputs, const Array<std::int64_t>& indices, const Ar
     require((out.ndim() == 2 || (out.ndim() == 3 && last > 0)) && out.shape(0) == n && out.size() == n * width,
             "out must be (n, width) or (n, pixels, channels)");
     require(std_.size() == channels && channel_stride > 0, "mean and std must have one value per channel");
-    require(channels == 0 || width % (channels * channel_stride) == 0, "width must be whole channels");
+    require(channels == 0 || (width % channels == 0 && width / channels % channel_stride == 0),
+            "width must be whole channels");
+    require_aligned({inputs, indices, coefficients, mean, std_, out});
+    require_apart(out, {inputs, indices, coefficients, mean, std_});
     const std::int64_t* ids = indices.data();
     require(std::all_of(ids, ids + n * terms, [&](std::int64_t i) { return i >= 0 && i < inputs.shape(0); }),
             "indices must be rows of inputs");
     const In* rows = inputs.data();
     const Out *c = coefficients.data(), *m = channels ? mean.data() : nullptr, *s = std_.data();
     Out* data = out.mutable_data();
+    Poll poll;
     py::gil_scoped_release release;
-    dm2::mix<In, Out>(rows, stride, width, ids, c, n, terms, m, s, channels, channel_stride, last, data,
-                      num_threads);
+    dm2::mix<In, Out>(rows, stride, width, ids, c, n, terms, m, s, channels, channel_stride, last, data, num_threads,
+                      std::ref(poll));
 }
 
 template <class T>
@@ -144,10 +162,13 @@ void uncertainty(const Strided<T>& logits, const std::string& kind, Array<T>& ou
                         : kind == "entropy"        ? dm2::Kind::entropy
                                                    : dm2::Kind::margin;
     require(k != dm2::Kind::margin || (kind == "margin" && classes > 1), "kind must be known");
+    require_aligned({logits, out});
+    require_apart(out, {logits});
     const T* z = logits.data();
     T* data = out.mutable_data();
+    Poll poll;
     py::gil_scoped_release release;
-    dm2::uncertainty<T>(z, n, classes, stride, k, data, num_threads);
+    dm2::uncertainty<T>(z, n, classes, stride, k, data, num_threads, std::ref(poll));
 }
 
 template <class T>

@@ -40,12 +40,29 @@ DM2_CLONES inline void add_scaled(const float* in, float a, std::ptrdiff_t n, fl
     for (std::ptrdiff_t t = 0; t < n; ++t) out[t] += a * in[t];
 }
 
-// Pair the columns of x (n, width) into `pairs` pairs that lose least: for normal differences the expected |G| of a pair
-// falls short of the sum of both by deviation + deviation - sqrt(variance + variance + 2 |covariance|). Greedy.
-inline void pair_columns(const float* x, std::ptrdiff_t n, std::ptrdiff_t stride, std::ptrdiff_t width,
-                         std::ptrdiff_t pairs, std::int32_t start, int num_threads, Fold& fold) {
+// What is lost where a column of this variance is paired with each of n others: for normal differences the expected |G|
+// of a pair falls short of the sum of both by deviation + deviation - sqrt(variance + variance + 2 |covariance|).
+DM2_CLONES inline void pair_losses(float variance, const float* variances, const float* covariances, std::ptrdiff_t n,
+                                   float* losses) {
+    const float deviation = std::sqrt(variance);
+    for (std::ptrdiff_t u = 0; u < n; ++u) {
+        const float both = variance + variances[u] + 2 * std::abs(covariances[u]);
+        losses[u] = deviation + std::sqrt(variances[u]) - std::sqrt(both);
+    }
+}
+
+// Two columns and what their pair loses in one number, ordered by (loss, t, u); NaN comes last.
+inline std::uint64_t edge(float loss, std::ptrdiff_t t, std::ptrdiff_t u) {
+    const std::uint32_t bits = as_bits(loss == loss ? loss : std::numeric_limits<float>::max());
+    const std::uint64_t rising = bits >> 31 ? ~bits : bits | 1u << 31;
+    return rising << 32 | static_cast<std::uint64_t>(t) << 16 | static_cast<std::uint64_t>(u);
+}
+
+// Pair the columns of x (n, width) into `pairs` pairs that lose least. Greedy. The columns are called start, start + 1...
+inline Fold pair_columns(const float* x, std::ptrdiff_t n, std::ptrdiff_t stride, std::ptrdiff_t width,
+                         std::ptrdiff_t pairs, std::int32_t start, int num_threads) {
     const std::size_t w = static_cast<std::size_t>(width);
-    std::vector<float> mean(w, 0.0f), centred(static_cast<std::size_t>(n) * w), covariance(w * w, 0.0f);
+    std::vector<float> mean(w, 0.0f), centred(static_cast<std::size_t>(n) * w), covariance(w * w, 0.0f), variance(w);
     for (std::ptrdiff_t i = 0; i < n; ++i) add_scaled(x + i * stride, 1.0f / static_cast<float>(n), width, mean.data());
     for (std::ptrdiff_t i = 0; i < n; ++i)
         for (std::ptrdiff_t t = 0; t < width; ++t) centred[i * width + t] = x[i * stride + t] - mean[t];
@@ -55,34 +72,35 @@ inline void pair_columns(const float* x, std::ptrdiff_t n, std::ptrdiff_t stride
                 add_scaled(&centred[i * width + first], centred[i * width + t], width - first,
                            &covariance[t * width + first]);
     });
-
-    struct Edge {
-        float loss;
-        std::int32_t t, u;
-        bool operator<(const Edge& other) const {
-            return loss != other.loss ? loss < other.loss : t != other.t ? t < other.t : u < other.u;
+    for (std::ptrdiff_t t = 0; t < width; ++t) variance[t] = covariance[t * width + t];
+    std::vector<std::uint64_t> edges(w * (w - 1) / 2);
+    parallel_blocks(width, 64, num_threads, [&](std::ptrdiff_t first, std::ptrdiff_t count) {
+        std::vector<float> losses(w);
+        for (std::ptrdiff_t t = first; t < first + count; ++t) {
+            pair_losses(variance[t], &variance[t], &covariance[t * width + t], width - t, losses.data());
+            std::uint64_t* out = edges.data() + t * (2 * width - t - 1) / 2;  // behind the edges of the columns before
+            for (std::ptrdiff_t u = t + 1; u < width; ++u) *out++ = edge(losses[u - t], t, u);
         }
-    };
-    std::vector<Edge> edges;
-    edges.reserve(w * (w - 1) / 2);
-    for (std::int32_t t = 0; t < width; ++t)
-        for (std::int32_t u = t + 1; u < width; ++u) {
-            const float tt = covariance[t * width + t], uu = covariance[u * width + u];
-            const float both = tt + uu + 2 * std::abs(covariance[t * width + u]);
-            const float loss = std::sqrt(tt) + std::sqrt(uu) - std::sqrt(both);
-            edges.push_back({loss == loss ? loss : std::numeric_limits<float>::max(), t, u});
-        }
-    std::sort(edges.begin(), edges.end());
+    });
 
-    std::vector<bool> taken(w, false);
-    for (const Edge& edge : edges) {
-        if (pairs == 0) break;
-        if (taken[edge.t] || taken[edge.u]) continue;
-        taken[edge.t] = taken[edge.u] = true;
-        fold.first.push_back(start + edge.t);
-        fold.second.push_back(start + edge.u);
-        fold.sign.push_back(covariance[edge.t * width + edge.u] < 0 ? -1.0f : 1.0f);
-        --pairs;
+    // The least edges first, in parts: most of the others have lost a column by then.
+    Fold fold;
+    std::vector<char> taken(w, 0);
+    const auto column = [](std::uint64_t e, int shift) { return static_cast<std::int32_t>(e >> shift & 0xFFFF); };
+    for (auto first = edges.begin(), last = edges.end(); first != last && pairs > 0;) {
+        const auto end = first + std::min(last - first, std::max(8 * width, (last - first) / 16));
+        if (end != last) std::nth_element(first, end, last);
+        std::sort(first, end);
+        for (; first != end && pairs > 0; ++first) {
+            const std::int32_t t = column(*first, 16), u = column(*first, 0);
+            if (taken[t] || taken[u]) continue;
+            taken[t] = taken[u] = 1;
+            fold.first.push_back(start + t);
+            fold.second.push_back(start + u);
+            fold.sign.push_back(covariance[t * width + u] < 0 ? -1.0f : 1.0f);
+            --pairs;
+        }
+        last = std::remove_if(first, last, [&](std::uint64_t e) { return taken[column(e, 16)] || taken[column(e, 0)]; });
     }
     for (std::int32_t t = 0; t < width; ++t) {
         if (taken[t]) continue;
@@ -90,6 +108,7 @@ inline void pair_columns(const float* x, std::ptrdiff_t n, std::ptrdiff_t stride
         fold.second.push_back(start + t);
         fold.sign.push_back(0.0f);
     }
+    return fold;
 }
 
 // Sums of a sample of rows at every width, and the folds between them. Before fold() only the rows.
@@ -104,15 +123,20 @@ struct Sample {
     }
 
     void fold(int num_threads) {
-        constexpr std::ptrdiff_t kColumns = 1024;  // columns that are compared with each other
         for (std::size_t f = 0; f + 1 < widths.size(); ++f) {
-            const std::ptrdiff_t from = widths[f], to = widths[f + 1], parts = (to + kColumns - 1) / kColumns;
+            const std::ptrdiff_t from = widths[f], to = widths[f + 1], count = parts(to);
+            std::vector<Fold> part(static_cast<std::size_t>(count));
+            parallel_blocks(count, 1, num_threads, [&](std::ptrdiff_t p, std::ptrdiff_t) {
+                const std::ptrdiff_t start = from * p / count, width = from * (p + 1) / count - start;
+                const std::ptrdiff_t groups = to * (p + 1) / count - to * p / count;
+                part[p] = pair_columns(sums[f].data() + start, n, from, width, width - groups,
+                                       static_cast<std::int32_t>(start), count > 1 ? 1 : num_threads);
+            });
             Fold fold;
-            for (std::ptrdiff_t p = 0; p < parts; ++p) {
-                const std::ptrdiff_t start = from * p / parts, width = from * (p + 1) / parts - start;
-                const std::ptrdiff_t groups = to * (p + 1) / parts - to * p / parts;
-                pair_columns(sums[f].data() + start, n, from, width, width - groups, static_cast<std::int32_t>(start),
-                             num_threads, fold);
+            for (const Fold& one : part) {
+                fold.first.insert(fold.first.end(), one.first.begin(), one.first.end());
+                fold.second.insert(fold.second.end(), one.second.begin(), one.second.end());
+                fold.sign.insert(fold.sign.end(), one.sign.begin(), one.sign.end());
             }
             std::vector<float> folded(static_cast<std::size_t>(n * to));
             for (std::ptrdiff_t i = 0; i < n; ++i) fold.apply(&sums[f][i * from], &folded[i * to]);
@@ -120,6 +144,20 @@ struct Sample {
             sums.push_back(std::move(folded));
         }
     }
+
+    // Nanoseconds on one core that fold() takes: for each two columns that are compared, and for each product of them.
+    static double fold_cost(std::ptrdiff_t n, std::ptrdiff_t d) {
+        constexpr double kPair = 10, kProduct = 0.1;
+        const std::vector<std::ptrdiff_t> widths = sum_widths(d);
+        double pairs = 0;
+        for (std::size_t f = 0; f + 1 < widths.size(); ++f)
+            pairs += static_cast<double>(widths[f]) * static_cast<double>(widths[f]) / (2.0 * parts(widths[f + 1]));
+        return pairs * (kPair + kProduct * static_cast<double>(n));
+    }
+
+private:
+    // Only columns of one part are compared with each other: 1024 groups, of about 2048 columns.
+    static std::ptrdiff_t parts(std::ptrdiff_t groups) { return (groups + 1023) / 1024; }
 };
 
 // Bytes for the sums of one width: byte t is (sum - offset[t]) / step, clipped to [0, 255] and rounded.
@@ -195,6 +233,14 @@ public:
         std::transform(row, row + d, sums_[0].begin(), [](T value) { return static_cast<float>(value); });
         norm_ = norm(sums_[0].data(), zeros_.data(), static_cast<std::ptrdiff_t>(zeros_.size()));
         for (std::size_t f = 0; f < folds_.size(); ++f) folds_[f].apply(sums_[f].data(), sums_[f + 1].data());
+    }
+
+    // Take a row of the sample, for codes of one level.
+    void take(const Sample& sample, std::ptrdiff_t level, std::ptrdiff_t row) {
+        const std::ptrdiff_t d = sample.widths[0], width = sample.widths[level];
+        std::copy_n(&sample.sums[0][row * d], d, sums_[0].begin());
+        norm_ = norm(sums_[0].data(), zeros_.data(), static_cast<std::ptrdiff_t>(zeros_.size()));
+        std::copy_n(&sample.sums[level][row * width], width, sums_[level].begin());
     }
 
     // Write the code on a grid, grid.bytes long, and return its error E in steps.

@@ -32,13 +32,14 @@ double uncertainty(const T* logits, std::ptrdiff_t classes, Kind kind) {
     return std::expm1(second) / (1 + others);
 }
 
-template <class T>
+template <class T, class Report>
 void uncertainty(const T* logits, std::ptrdiff_t n, std::ptrdiff_t classes, std::ptrdiff_t stride, Kind kind, T* out,
-                 int num_threads) {
-    parallel_blocks(n, 1024, num_threads, [&](std::ptrdiff_t first, std::ptrdiff_t count) {
+                 int num_threads, const Report& report) {
+    const auto block = [&](std::ptrdiff_t first, std::ptrdiff_t count) {
         for (std::ptrdiff_t i = first; i < first + count; ++i)
             out[i] = static_cast<T>(uncertainty(logits + i * stride, classes, kind));
-    });
+    };
+    parallel_blocks(n, 1024, num_threads, block, report);
 }
 
 }  // namespace dm2

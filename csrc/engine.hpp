@@ -363,8 +363,9 @@ private:
                 const std::ptrdiff_t n = closest(place, j, share, keys);
                 for (std::ptrdiff_t r = 0; r < n; ++r) {
                     const std::int64_t id = row_ids_[rows_.order[j * kBlock + keys[r]]];
-                    if (id >= 0 && id != query_ids_[query])
-                        found[p].push_back(rows.distance_to(x.data(), keys[r], w1_, w2_));
+                    if (id < 0 || id == query_ids_[query]) continue;
+                    const T distance = rows.distance_to(x.data(), keys[r], w1_, w2_);
+                    if (!std::isnan(distance)) found[p].push_back(distance);  // NaN has no place in an order
                 }
             }
         }

@@ -17,6 +17,9 @@ namespace dm2 {
 constexpr std::ptrdiff_t kQueryBlock = 16;  // queries that share one read of the rows
 constexpr std::ptrdiff_t kRowBlock = 32;    // rows kept in cache while those queries visit them
 
+// Rows that those queries visit in a fraction of a second.
+inline std::ptrdiff_t rows_together(std::ptrdiff_t d) { return std::max<std::ptrdiff_t>(kRowBlock, (1 << 27) / d); }
+
 // Call visit(i, j, distances of query i to rows j...) for queries [first, first + count) against all rows.
 template <class T, class Visit>
 void for_each_tile(const Rows<T>& queries, std::ptrdiff_t first, std::ptrdiff_t count, const Rows<T>& rows, T w1, T w2,
@@ -94,7 +97,7 @@ private:
 template <class T, class Report>
 void plain_knn(const Rows<T>& queries, const std::int64_t* query_ids, const Rows<T>& rows, const std::int64_t* row_ids,
                const Running<T>& best, T w1, T w2, int num_threads, const Report& report) {
-    const std::ptrdiff_t step = std::max<std::ptrdiff_t>(kRowBlock, (1 << 27) / rows.d);
+    const std::ptrdiff_t step = rows_together(rows.d);
     best.open(num_threads);
     for (std::ptrdiff_t start = 0; start < rows.n; start += step) {
         const Rows<T> part = rows.part(start, std::min(step, rows.n - start));
@@ -165,15 +168,22 @@ void mutual_knn(const Rows<T>& rows, const std::int64_t* ids, const Running<T>& 
     best.close(num_threads);
 }
 
-// All distances, out: (queries.n, rows.n).
-template <class T>
-void pairwise(const Rows<T>& queries, const Rows<T>& rows, T w1, T w2, T* out, int num_threads) {
-    parallel_blocks(queries.n, kQueryBlock, num_threads, [&](std::ptrdiff_t first, std::ptrdiff_t count) {
-        for_each_tile(queries, first, count, rows, w1, w2,
-                      [&](std::ptrdiff_t i, std::ptrdiff_t j, std::ptrdiff_t n, const T* tile) {
-                          std::copy(tile, tile + n, out + i * rows.n + j);
-                      });
-    });
+// All distances, out: (queries.n, rows.n). The rows come in parts, as in plain_knn.
+template <class T, class Report>
+void pairwise(const Rows<T>& queries, const Rows<T>& rows, T w1, T w2, T* out, int num_threads, const Report& report) {
+    const std::ptrdiff_t step = rows_together(rows.d);
+    for (std::ptrdiff_t start = 0; start < rows.n; start += step) {
+        const Rows<T> part = rows.part(start, std::min(step, rows.n - start));
+        parallel_blocks(
+            queries.n, kQueryBlock, num_threads,
+            [&](std::ptrdiff_t first, std::ptrdiff_t count) {
+                for_each_tile(queries, first, count, part, w1, w2,
+                              [&](std::ptrdiff_t i, std::ptrdiff_t j, std::ptrdiff_t n, const T* tile) {
+                                  std::copy(tile, tile + n, out + i * rows.n + start + j);
+                              });
+            },
+            [&](double done) { report((start + done * part.n) / static_cast<double>(rows.n)); });
+    }
 }
 
 }  // namespace dm2

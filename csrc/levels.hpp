@@ -31,7 +31,7 @@ struct Trial {
         std::vector<float> error(static_cast<std::size_t>(n));
         Encoder encoder(sample.folds, sample.widths[0]);
         for (std::ptrdiff_t i = 0; i < n; ++i) {
-            encoder.read(&sample.sums[0][i * sample.widths[0]], sample.widths[0]);
+            encoder.take(sample, level, i);
             error[i] = encoder.write(grid, &codes[i * bytes]);
         }
         std::vector<std::int32_t> sads(static_cast<std::size_t>(n + kSlack));

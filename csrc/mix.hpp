@@ -25,11 +25,12 @@ DM2_CLONES inline void add(const double* row, double c, std::ptrdiff_t width, do
 // out[i] = sum over t of coefficients[i, t] * inputs[indices[i, t]], then / 255 for uint8, then (. - mean) / std of the
 // element's channel, which is (element / channel_stride) % channels. mean and std may be null. With last > 0 a row is
 // last channels of pixels, one channel after another, and its pixels are written one after another.
-template <class In, class Out>
+template <class In, class Out, class Report>
 void mix(const In* inputs, std::ptrdiff_t stride, std::ptrdiff_t width, const std::int64_t* indices,
          const Out* coefficients, std::ptrdiff_t n, std::ptrdiff_t terms, const Out* mean, const Out* std_,
-         std::ptrdiff_t channels, std::ptrdiff_t channel_stride, std::ptrdiff_t last, Out* out, int num_threads) {
-    parallel_blocks(n, 8, num_threads, [&](std::ptrdiff_t first, std::ptrdiff_t count) {
+         std::ptrdiff_t channels, std::ptrdiff_t channel_stride, std::ptrdiff_t last, Out* out, int num_threads,
+         const Report& report) {
+    const auto block = [&](std::ptrdiff_t first, std::ptrdiff_t count) {
         std::vector<Out> planes(static_cast<std::size_t>(last > 0 ? width : 0));
         for (std::ptrdiff_t i = first; i < first + count; ++i) {
             Out* row = last > 0 ? planes.data() : out + i * width;
@@ -48,7 +49,8 @@ void mix(const In* inputs, std::ptrdiff_t stride, std::ptrdiff_t width, const st
             for (std::ptrdiff_t c = 0; c < last; ++c)
                 for (std::ptrdiff_t s = 0; s < width / last; ++s) out[i * width + s * last + c] = row[c * (width / last) + s];
         }
-    });
+    };
+    parallel_blocks(n, 8, num_threads, block, report);
 }
 
 }  // namespace dm2

@@ -61,13 +61,24 @@ DM2_CLONES inline void lower(const double* rows, std::ptrdiff_t n, std::ptrdiff_
     lower_block(rows, n, stride, points, count, point_stride, d, distances);
 }
 
-// distances[i] = min(distances[i], the squared distance of row i to each point). Rows at 0 or below are not read.
-template <class T>
+// distances[i] = min(distances[i], the squared distance of row i to each point). Rows at 0 or below are not read. The
+// points come in parts, so that report(part done) is called several times a second; it may throw.
+template <class T, class Report>
 void lower_to_nearest(const T* rows, std::ptrdiff_t n, std::ptrdiff_t stride, const T* points, std::ptrdiff_t count,
-                      std::ptrdiff_t point_stride, std::ptrdiff_t d, T* distances, int num_threads) {
-    parallel_blocks(n, 128, num_threads, [&](std::ptrdiff_t first, std::ptrdiff_t rows_here) {
-        lower(rows + first * stride, rows_here, stride, points, count, point_stride, d, distances + first);
-    });
+                      std::ptrdiff_t point_stride, std::ptrdiff_t d, T* distances, int num_threads,
+                      const Report& report) {
+    constexpr std::ptrdiff_t kRows = 128;
+    const std::ptrdiff_t step = std::max<std::ptrdiff_t>(1, (1 << 21) / std::max<std::ptrdiff_t>(d, 1));
+    for (std::ptrdiff_t start = 0; start < count; start += step) {
+        const std::ptrdiff_t points_here = std::min(step, count - start);
+        parallel_blocks(
+            n, kRows, num_threads,
+            [&](std::ptrdiff_t first, std::ptrdiff_t rows_here) {
+                lower(rows + first * stride, rows_here, stride, points + start * point_stride, points_here,
+                      point_stride, d, distances + first);
+            },
+            [&](double done) { report((start + done * points_here) / static_cast<double>(count)); });
+    }
 }
 
 }  // namespace dm2

@@ -71,7 +71,7 @@ template <class T>
 void compare_nearest(std::ptrdiff_t m, std::ptrdiff_t d) {
     const std::vector<T> x = make_rows<T>(m, d, 0, 1), points = make_rows<T>(9, d, 0, 2);
     std::vector<T> fast(static_cast<std::size_t>(m), std::numeric_limits<T>::infinity()), plain(fast);
-    dm2::lower_to_nearest<T>(x.data(), m, d, points.data(), 9, d, d, fast.data(), 3);
+    dm2::lower_to_nearest<T>(x.data(), m, d, points.data(), 9, d, d, fast.data(), 3, [](double) {});
     for (std::ptrdiff_t i = 0; i < m; ++i)
         for (std::ptrdiff_t j = 0; j < 9; ++j) {
             double sum = 0;

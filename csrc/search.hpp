@@ -84,6 +84,7 @@ struct Probed {
 template <class T, class Report>
 std::vector<Stage> knn(const Problem<T>& problem, const Running<T>& best, const Choice& choice, int num_threads,
          const Report& report) {
+    if (problem.queries.n == 0 || problem.rows.n == 0) return {};
     const DefaultArithmetic arithmetic;
     const std::ptrdiff_t q = problem.queries.n, m = problem.rows.n, d = problem.rows.d;
     const bool mutual = problem.symmetric() && !choice.plain;
@@ -97,14 +98,15 @@ std::vector<Stage> knn(const Problem<T>& problem, const Running<T>& best, const 
     };
     const auto quiet = [&](double) { report(0.0); };
 
-    // Nanoseconds: a call, two columns compared and each product of them, a dimension of a row encoded.
-    constexpr double kStart = 1e7, kPair = 50, kProduct = 0.1, kEncode = 4;
+    // Nanoseconds: a call, a dimension of a row encoded (on all widths), one of a sample row on all grids tried.
+    constexpr double kStart = 1e7, kEncode = 5, kTry = 50;
     const std::ptrdiff_t probes = std::min(q, std::clamp<std::ptrdiff_t>(q / 128, 8, kProbes));
     const std::ptrdiff_t n = std::min<std::ptrdiff_t>({1000, (1 << 22) / d, std::max(m, 2 * kProbes)});
+    const double dims = static_cast<double>(d), rows_read = static_cast<double>(q + m), sampled = static_cast<double>(n);
     const double all_time = static_cast<double>(q) * static_cast<double>(m) * plain_cost(d) / (mutual ? 2 : 1);
-    const double prepare = kStart + probes * static_cast<double>(m) * plain_cost(d) +
-                           static_cast<double>(d) * (std::min<std::ptrdiff_t>(d, 1024) * (kPair + kProduct * n) +
-                                                     kEncode * static_cast<double>(q + m));
+    const double prepare = kStart + static_cast<double>(probes) * static_cast<double>(m) * plain_cost(d) +
+                           dims * (kEncode * rows_read + kTry * sampled) + Sample::fold_cost(n, d) +
+                           static_cast<double>(q) * static_cast<double>(best.k + 2) * exact_cost(d);  // first thresholds
     const bool forced = choice.levels.has_value();
     if (choice.plain || n <= kProbes || !Bound::holds(d, problem.w1, problem.w2)) return all();
     if (!forced && all_time < 2 * prepare) return all();

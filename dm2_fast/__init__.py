@@ -10,6 +10,7 @@ from dm2_fast.operations.knn import knn, pairwise
 from dm2_fast.operations.linear_probe import linear_probe
 from dm2_fast.operations.mix import mix
 from dm2_fast.operations.neighbours import Neighbours
+from dm2_fast.operations.probabilities import logits_of
 from dm2_fast.operations.uncertainty import uncertainty
 from dm2_fast.round import Picked, Round
 from dm2_fast.strategies.dm2 import DM2Config
@@ -33,6 +34,7 @@ __all__ = [
     "fgsm",
     "knn",
     "linear_probe",
+    "logits_of",
     "mix",
     "pair_loss",
     "pairwise",

@@ -1,6 +1,6 @@
 """The one entry to an acquisition: any strategy, on any model and pool (Algorithm 1, lines 8-20, for DM2)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -8,25 +8,31 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from dm2_fast import strategies
+from dm2_fast.model.dataset_pool import MEMORY
+from dm2_fast.model.functions import as_module
 from dm2_fast.model.passes import ForwardPass
-from dm2_fast.operations.arrays import ArrayLike
+from dm2_fast.model.pools import Pool, open_pool
+from dm2_fast.operations.arguments import whole
 from dm2_fast.operations.mix import Normalize
-from dm2_fast.round import Picked, Round, check_budget, check_picked
+from dm2_fast.operations.multilabel import Over
+from dm2_fast.round import Picked, Round, check_budget, check_names, check_picked
 from dm2_fast.strategy import Strategy
 
 
 def select(
-    model: nn.Module,
-    pool: ArrayLike,
+    model: nn.Module | Callable[[Any], Any],
+    pool: Pool | Dataset[Any] | dict[str, Any] | tuple[Any, ...],
     budget: int,
     strategy: str | Strategy | Callable[[Round, int, Any], Picked] = "dm2",
     options: Any = None,
     *,
-    labelled: ArrayLike | None = None,
+    labelled: Pool | Dataset[Any] | dict[str, Any] | tuple[Any, ...] | None = None,
     labels: Tensor | None = None,
     row_ids: NDArray[np.int64] | Tensor | None = None,
+    ids: Sequence[Any] | None = None,
     normalize: Normalize | None = None,
     seed: int = 0,
     round: int = 0,
@@ -37,6 +43,11 @@ def select(
     progress: bool = False,
     prepare: Literal["auto", "off"] = "auto",
     autocast: torch.dtype | None = None,
+    num_workers: int = 0,
+    entries: Sequence[str | int] | None = None,
+    memory: int = MEMORY,
+    multilabel: Over | None = None,
+    these_are_logits: bool = False,
 ) -> Picked:
     """Choose the next samples to label.
 
@@ -49,9 +60,13 @@ def select(
     state come back untouched.
 
     Args:
-        model: Returns (n, C) logits for a batch of n samples.
+        model: Returns (n, C) logits for a batch of n samples, or a dictionary or an object that has them as `logits`; a
+            module, or a function of any framework, which may return (logits, features).
         pool: The unlabelled samples, (m, ...): uint8 (scaled to [0, 1]) or floating point; a tensor, an array, a
-            np.memmap, or anything with len, shape and integer-array indexing.
+            np.memmap, or anything with len, shape and integer-array indexing. Or a map-style torch Dataset of tensors,
+            or of tuples or dicts that begin with one, whose samples are read once. Or what goes to the model as it is,
+            and only its features can be mixed: (m, n) integers such as tokens, and several inputs, a tuple of arrays,
+            which the model takes by position, or a dict, which it takes by name.
         budget: How many samples to choose, B.
         strategy: A name (`dm2_fast.strategies.names()`), `package.module:function`, a `Strategy`, or a function that
             is called with (round, budget, options) and returns a `Picked`.
@@ -60,6 +75,7 @@ def select(
         labels: Their classes, (n,) int64.
         seed, round, row_ids: Key of every random draw, so that a row's draw is the same whatever else is in the pool;
             row_ids (m,) defaults to 0, 1, 2, ...
+        ids: What the rows are called, (m,), all different, file names, say; `Picked.ids` has those of the chosen.
         normalize: (mean, std), numbers or one per channel, applied after mixing.
         head: The module whose input is the feature vector f, or its dotted name; None for the last linear layer
             executed whose output is the logits.
@@ -69,6 +85,13 @@ def select(
         prepare: "auto" runs a copy of the model that is prepared for inference, if its logits are those of the model
             to 1e-4 of the largest; "off" runs the model as it is. `Picked.prepared` says what was done.
         autocast: torch.float16 or torch.bfloat16, to run the model under `torch.autocast`.
+        num_workers: Processes that read the samples of a Dataset; 0 reads in this one.
+        entries: Which entries of the Dataset's tuples or dicts are inputs of the model, as ("input_ids",
+            "attention_mask") or (0, 1); None for the first alone.
+        memory: Bytes of a Dataset's samples that are kept in memory; if there are more, they are kept in a temporary
+            file, which is gone when it is no longer used, whatever happens.
+        multilabel: "mean" or "max" over the labels, for a model whose outputs are labels of their own, with sigmoids.
+        these_are_logits: Outputs that look like probabilities are logits nevertheless.
 
     Returns:
         What was chosen; with DM2, every row of the pool has a score, and a pool of one row is not mixed.
@@ -76,12 +99,19 @@ def select(
     Raises:
         ValueError: budget (plus offset) is out of range, the pool is empty, the model has no head or does not return
             finite (n, C) logits, the strategy needs a labelled set, or an option is out of range.
-        TypeError: the pool is neither uint8 nor floating point, the model returns no tensor, or the options are those
-            of another strategy.
+        TypeError: the pool or the model is none of the above, samples cannot be mixed as they are, or the options are
+            those of another strategy.
         RuntimeError: a forced backend cannot run.
     """
-    forward = ForwardPass(model, pool, normalize, head, batch_size, backend, num_threads, progress, prepare, autocast)
-    return select_from(Round(forward, seed, round, row_ids, labelled, labels), budget, strategy, options)
+    reading: dict[str, Any] = {"entries": entries, "num_workers": num_workers, "memory": memory, "progress": progress}
+    samples = open_pool(pool, "pool", **reading)
+    others = None if labelled is None else open_pool(labelled, "labelled", **reading)
+    forward = ForwardPass(
+        as_module(model), samples, normalize, head, batch_size, backend, num_threads, progress, prepare, autocast,
+        multilabel, these_are_logits,
+    )  # fmt: skip
+    asked = Round(forward, seed, round, row_ids, others, labels, names=check_names(ids, len(forward.inputs)))
+    return select_from(asked, budget, strategy, options)
 
 
 def select_from(
@@ -97,8 +127,9 @@ def select_from(
     """
     strategy = strategies.get(strategy)
     options = strategy.checked(options)
+    budget = whole("budget", budget)
     check_budget(budget, len(round))
-    _ = round.ids
     round.seconds = {}
     picked = check_picked(strategy.choose(round, budget, options), f"strategy {strategy.name}", budget, len(round))
-    return replace(picked, seconds=round.seconds | picked.seconds, prepared=round.forward.note)
+    ids = picked.ids if round.names is None else [round.names[row] for row in picked.indices.tolist()]
+    return replace(picked, seconds=round.seconds | picked.seconds, prepared=round.forward.note, ids=ids)

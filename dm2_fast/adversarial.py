@@ -9,9 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dm2_fast.model.head import check_logits, evaluating, model_device, model_dtype
-from dm2_fast.model.passes import first_line, out_of_memory
+from dm2_fast.model.head import check_logits, check_model, evaluating, model_device, model_dtype
+from dm2_fast.model.limits import first_line, out_of_memory
+from dm2_fast.operations.arguments import number, whole
+from dm2_fast.operations.arrays import as_floats, as_integers, as_samples
 from dm2_fast.operations.mix import Normalize, channel_statistics
+from dm2_fast.threads import threads_of_torch
 
 
 def fgsm(
@@ -47,14 +50,13 @@ def fgsm(
         ValueError: epsilon < 0, x is empty or outside [0, 1], y does not fit, or the model returns no (n, C) logits.
         TypeError: x is neither uint8 nor floating point, or y is not int64.
     """
-    if not 0 <= epsilon < float("inf"):
-        raise ValueError(f"epsilon must be at least 0 and finite, got {epsilon}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    threads_of_torch()
+    check_model(model)
+    epsilon = number("epsilon", epsilon, "at least 0 and finite", lambda value: value >= 0)
+    batch_size = whole("batch_size", batch_size, 1)
     pixels = to_pixels(x)
     if y is not None:
-        if y.dtype != torch.int64:
-            raise TypeError(f"y must be int64, got {y.dtype}")
+        y = as_integers(y, "y")
         if y.shape != x.shape[:1]:
             raise ValueError(f"y must have shape ({len(x)},), got {tuple(y.shape)}")
     device, dtype = model_device(model), model_dtype(model)
@@ -99,16 +101,15 @@ def fgsm(
 
 def to_pixels(x: Tensor) -> Tensor:
     """x in [0, 1]: uint8 is divided by 255, floating point is checked."""
+    x = as_samples(x, "x")
     if x.ndim < 2 or x.numel() == 0:
         raise ValueError(f"x must be a non-empty (n, ...) batch, got shape {tuple(x.shape)}")
     if x.dtype == torch.uint8:
         return x.float() / 255
-    if not x.is_floating_point():
-        raise TypeError(f"x must be uint8 or floating point, got {x.dtype}")
     low, high = x.min().item(), x.max().item()
     if not (low >= 0 and high <= 1):
         raise ValueError(f"x must be in [0, 1] (pass normalize= for a model of normalised inputs), got [{low}, {high}]")
-    return x.detach()
+    return x
 
 
 def pair_loss(clean: Tensor, adversarial: Tensor, y: Tensor, twins: Tensor, clean_weight: float = 0.5) -> Tensor:
@@ -127,13 +128,21 @@ def pair_loss(clean: Tensor, adversarial: Tensor, y: Tensor, twins: Tensor, clea
     Raises:
         ValueError: shapes do not match or clean_weight is outside [0, 1].
     """
-    if not 0 <= clean_weight <= 1:
-        raise ValueError(f"clean_weight must be in [0, 1], got {clean_weight}")
+    clean_weight = number("clean_weight", clean_weight, "in [0, 1]", lambda value: 0 <= value <= 1)
+    for name, logits in (("clean", clean), ("adversarial", adversarial)):
+        if as_floats(logits, name).ndim != 2 or logits.shape[1:] != clean.shape[1:]:
+            raise ValueError(f"{name} must be logits (n, C) of the classes of clean, got shape {tuple(logits.shape)}")
+    y, twins = as_integers(y, "y"), as_integers(twins, "twins")
+    if y.ndim != 1 or twins.ndim != 1:
+        raise ValueError(f"y and twins must be 1-D, got {y.ndim}-D and {twins.ndim}-D")
     if len(y) != len(clean) or len(twins) != len(adversarial):
         raise ValueError(
             f"y and twins must match the logits, got {len(y)} labels for {len(clean)} rows "
             f"and {len(twins)} twins for {len(adversarial)} rows"
         )
+    for name, rows, most in (("y", y, clean.shape[1]), ("twins", twins, len(clean))):
+        if len(rows) and not (rows.min() >= 0 and rows.max() < most):
+            raise ValueError(f"{name} must be in [0, {most - 1}], got {rows.min().item()} to {rows.max().item()}")
     loss = F.cross_entropy(clean, y, reduction="none")
     if len(twins):
         twin_loss = F.cross_entropy(adversarial, y[twins], reduction="none")

@@ -17,7 +17,8 @@ import dm2_fast
 from dm2_fast import plugins, strategies
 from dm2_fast.experiment import RunConfig, models, run
 from dm2_fast.experiment.data import sets
-from dm2_fast.info import InfoConfig, info
+from dm2_fast.experiment.folder.files import read_yaml
+from dm2_fast.info import InfoConfig, check_kernels, info
 from dm2_fast.paper.report import ReportConfig, write_report
 from dm2_fast.paper.sweep import SweepConfig, sweep
 from dm2_fast.paper.table4 import Table4Config, table4
@@ -100,7 +101,10 @@ def _report(values: Namespace) -> None:
 
 
 def _info(values: Namespace) -> None:
-    print("\n".join(info(values.data_dir)))
+    lines, agree = check_kernels() if values.check else ([], True)  # first: it decides whether Triton is interpreted
+    print("\n".join(info(values.data_dir) + lines))
+    if not agree:
+        raise SystemExit(1)
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -171,11 +175,11 @@ def _named_strategies(given: Sequence[str]) -> list[str]:
     named = values["--strategy"] + values["--strategies"]
     for file in map(Path, values["--config"]):
         try:
-            content = yaml.safe_load(file.read_text())
-        except (OSError, yaml.YAMLError, UnicodeDecodeError):
+            content = read_yaml(file)
+        except OSError:
             continue  # the parser says what is wrong with it
         for key in ("strategy", "strategies"):
-            found = content.get(key) if isinstance(content, dict) else None
+            found = content.get(key)
             named += found if isinstance(found, list) else [str(found)]
     return [name.strip() for names in named for name in str(names).split(",")]
 

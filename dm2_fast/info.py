@@ -1,5 +1,6 @@
 """What a run would find on this machine."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from dm2_fast import _C
 from dm2_fast.experiment.data import sets
 from dm2_fast.experiment.machine import versions
-from dm2_fast.operations import backends
+from dm2_fast.operations import backends, kernel_check
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,11 @@ class InfoConfig:
 
     Args:
         data_dir: Folder of the torchvision data sets.
+        check: Also compare every GPU kernel with plain torch, on each GPU; without one, in Triton's interpreter.
     """
 
     data_dir: Path = Path("data")
+    check: bool = False
 
 
 def info(data_dir: Path) -> list[str]:
@@ -35,6 +38,28 @@ def info(data_dir: Path) -> list[str]:
     for title, entries in sections.items():
         lines += ["", title, *(f"  {name:<14}{what}" for name, what in entries)]
     return lines[1:]
+
+
+def check_kernels() -> tuple[list[str], bool]:
+    """Compare every Triton kernel with plain torch: a line each, and whether all agree."""
+    devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    lines = ["", "kernels"]
+    if not devices:
+        lines[1] += ", interpreted because there is no GPU: their results, not their code"
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
+    agree = True
+    for device in devices or [torch.device("cpu")]:
+        try:
+            backends.implementation("triton", torch.zeros(1, 1, device=device), "knn")
+        except RuntimeError as error:
+            lines.append(f"  {device!s:<14}not checked: {error}")
+            continue
+        for operation in kernel_check.OPERATIONS:
+            problem, seconds = kernel_check.time_check(operation, device)
+            agree &= problem is None
+            what = f"agrees with plain torch, {1000 * seconds:.0f} ms" if problem is None else f"disagrees: {problem}"
+            lines.append(f"  {operation:<14}{what}{f' on {device}' if devices else ''}")
+    return lines, agree
 
 
 def _devices() -> Iterator[tuple[str, str]]:
@@ -55,11 +80,12 @@ def _backends() -> Iterator[tuple[str, str]]:
     for name in backends.NAMES[1:]:
         x = torch.zeros(1, 1, device="cpu" if name == "cpp" else device)
         try:
-            backends.resolve(name, x, "knn")
+            module = backends.implementation(name, x, "knn")
         except RuntimeError as error:
             yield name, f"not available: {error}"
         else:
-            yield name, "available" + (f", instruction set {_C.isa()}" if name == "cpp" else "")
+            detail = f", instruction set {_C.isa()}" if name == "cpp" else ""
+            yield name, "available" + (", interpreted" if getattr(module, "INTERPRETED", False) else detail)
 
 
 def _data_sets(data_dir: Path) -> Iterator[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """What a strategy may look at (`Round`), what it returns (`Picked`), and the clock of its stages."""
 
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,40 +12,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dm2_fast.model.dataset_pool import DatasetPool
 from dm2_fast.model.dropout import dropout_tail, sampled_dropout
+from dm2_fast.model.from_arrays import NoModel, given
+from dm2_fast.model.functions import FunctionModel
 from dm2_fast.model.head import evaluating, find_head, model_device
 from dm2_fast.model.passes import ForwardPass
-from dm2_fast.operations.arrays import ArrayLike
-from dm2_fast.operations.audit import Audit
-from dm2_fast.operations.mix import Recipe
+from dm2_fast.model.pools import Pool
+from dm2_fast.model.together import Together
+from dm2_fast.operations.arguments import shown, whole
+from dm2_fast.operations.arrays import ArrayLike, as_integers
+from dm2_fast.operations.multilabel import Over
 from dm2_fast.operations.uncertainty import Uncertainty
+from dm2_fast.picked import Picked, check_budget, check_names, check_picked, check_row_ids, highest
+
+__all__ = ["Picked", "Round", "check_budget", "check_names", "check_picked", "check_row_ids", "highest", "stage"]
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Picked:
-    """What an acquisition chose, and why.
-
-    Attributes:
-        indices: Chosen rows of the pool in order of choice, (B,) int64.
-        scores: The score of every row of the pool, (m,); None for a strategy that does not score rows.
-        neighbours: (m, k) int64 neighbours of every row, nearest first; None for strategies without neighbours.
-        distances: (m, k) distances to them; None likewise.
-        mixture: What every row was mixed with, and how much of it; None for strategies that do not mix.
-        audit: How good the neighbours are, where `DM2Config(recall=...)` asked for it; None likewise.
-        seconds: Wall time of each stage that this choice ran, in the order in which they ended.
-        prepared: How the model was prepared for inference, or "off" and why it was not; None where no model ran.
-    """
-
-    indices: Tensor
-    scores: Tensor | None
-    neighbours: Tensor | None = None
-    distances: Tensor | None = None
-    mixture: Recipe | None = None
-    audit: Audit | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-    prepared: str | None = None
 
 
 @dataclass
@@ -61,6 +44,7 @@ class Round:
         labels: Their classes, (n,) int64.
         part: What the strategy trained beside the network (see `dm2_fast.Strategy`), as it is after the training; None
             where the model was trained without it.
+        names: What the user calls the rows, (m,), all different; None for nothing but their numbers.
 
     Attributes:
         seconds: Wall time of each stage so far.
@@ -70,11 +54,70 @@ class Round:
     seed: int = 0
     round: int = 0
     row_ids: NDArray[np.int64] | Tensor | None = None
-    labelled: ArrayLike | None = None
+    labelled: Pool | None = None
     labels: Tensor | None = None
     part: nn.Module | None = None
+    names: Sequence[Any] | None = None
     seconds: dict[str, float] = field(default_factory=dict, init=False)
     _kept: dict[tuple[str, Hashable], Any] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.forward, ForwardPass):
+            raise TypeError(f"forward must be a ForwardPass, got {shown(self.forward)}")
+        self.seed, self.round = whole("seed", self.seed), whole("round", self.round)
+        if self.labels is not None:
+            self.labels = as_integers(self.labels, "labels")
+
+    @classmethod
+    def from_arrays(
+        cls,
+        features: Any = None,
+        logits: Any = None,
+        probabilities: Any = None,
+        labelled_features: Any = None,
+        labels: Any = None,
+        head: nn.Linear | tuple[Any, Any] | None = None,
+        *,
+        ids: Sequence[Any] | None = None,
+        row_ids: NDArray[np.int64] | Tensor | None = None,
+        seed: int = 0,
+        round: int = 0,
+        multilabel: Over | None = None,
+        these_are_logits: bool = False,
+        batch_size: int | None = None,
+        backend: str = "auto",
+        num_threads: int | None = None,
+        progress: bool = False,
+    ) -> "Round":
+        """A round without a model, for `dm2_fast.select_from`: what is given is what strategies may look at.
+
+        A strategy that needs more says what it lacks before anything is computed. DM2 mixes the features and runs the
+        head on the mixtures, so it needs features and head.
+
+        Args:
+            features: (m, d), float16 to float64, or integers that a float holds exactly.
+            logits: (m, C) outputs of the model before the softmax; not needed with a head.
+            probabilities: The same after the softmax, as `predict_proba` gives them, in place of logits.
+            labelled_features: (n, d), like features, for the strategies that compare with the labelled set.
+            labels: Their classes, (n,) integers.
+            head: (weight, bias) of the linear layer that reads the features, such as (`coef_`, `intercept_`) of
+                scikit-learn, see `dm2_fast.model.linear_head`; or the layer.
+            ids, row_ids, seed, round, multilabel, these_are_logits: As in `dm2_fast.select`.
+            batch_size, backend, num_threads, progress: Likewise; None is 4 MB of features.
+
+        Raises:
+            ValueError: the arrays do not fit each other, or nothing is given.
+            TypeError: one is no array of numbers.
+        """
+        arrays = given(features, logits, probabilities, labelled_features, head, multilabel, these_are_logits)
+        forward = ForwardPass(
+            arrays.model, arrays.pool, None, None, batch_size or arrays.batch_size, backend, num_threads, progress,
+            multilabel=multilabel, these_are_logits=these_are_logits,
+        )  # fmt: skip
+        y = None if labels is None else torch.as_tensor(np.asarray(labels)).to(torch.int64)
+        made = cls(forward, seed, round, row_ids, arrays.labelled_features, y, names=check_names(ids, len(arrays.pool)))
+        made._kept.update(arrays.passes())
+        return made
 
     def __len__(self) -> int:
         return len(self.forward.inputs)
@@ -91,17 +134,35 @@ class Round:
         Raises:
             ValueError: the model has no head.
         """
-        return self.once("features", None, self.forward.features_and_logits)[0]
+        features: Tensor | None = self.once("features", None, self.forward.features_and_logits)[0]
+        if features is None:
+            raise ValueError("this strategy compares features: pass features= to Round.from_arrays")
+        return features
 
     @property
     def logits(self) -> Tensor:
         """Logits of the unmixed samples, (m, C); the features are kept with them where the model has a head."""
-        if self.forward.head is None and ("features", None) not in self._kept:
-            try:
-                _ = self.head
-            except ValueError:
-                return self.only_logits
-        return self.once("features", None, self.forward.features_and_logits)[1]
+        if ("features", None) not in self._kept and not self._has_features:
+            return self.only_logits
+        logits: Tensor | None = self.once("features", None, self.forward.features_and_logits)[1]
+        if logits is None:
+            raise ValueError(
+                "this strategy reads the model's outputs: pass logits=, probabilities= or head= to Round.from_arrays"
+            )
+        return logits
+
+    @property
+    def _has_features(self) -> bool:
+        """Whether the pass that gives the logits gives features too."""
+        if isinstance(self.forward.model, FunctionModel):
+            return self.forward.model.both(self.forward.first_rows())[0] is not None
+        if self.forward.head is not None:
+            return True
+        try:
+            _ = self.head
+        except ValueError:
+            return False
+        return True
 
     @property
     def only_logits(self) -> Tensor:
@@ -113,8 +174,34 @@ class Round:
     @cached_property
     def head(self) -> nn.Module:
         """The module whose input the features are."""
+        _ = self.samples
         with evaluating(self.forward.model):
             return find_head(self.forward.model, self.forward.first_rows(), self.forward.head)
+
+    @cached_property
+    def behind_head(self) -> ForwardPass:
+        """The pass of the features through the head alone.
+
+        Raises:
+            ValueError: the model has no head, or does more to the features than the head does.
+        """
+        head = self.head
+        if head is self.forward.model:
+            return self.forward
+        features, logits = self.features, self.logits
+        forward = replace(self.forward.through(head), inputs=features, normalize=None)
+        few = slice(0, 2)
+        try:
+            alone = forward.over(features[few]).logits()
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise ValueError(f"the head {type(head).__name__} does not run on features alone: {error}") from error
+        same = alone.shape == logits[few].shape
+        if not same or not bool((alone - logits[few]).abs().max() <= 1e-3 * logits[few].abs().max()):
+            raise ValueError(
+                "the logits are not the output of the head alone: name the module whose input is the feature vector "
+                "and whose output are the logits with head=..., or mix the input, space='input'"
+            )
+        return forward
 
     @property
     def labelled_features(self) -> Tensor:
@@ -123,9 +210,13 @@ class Round:
         Raises:
             ValueError: the round has no labelled set.
         """
+        if ("labelled", None) in self._kept:
+            kept: Tensor = self._kept["labelled", None]
+            return kept
         labelled = self.labelled
         if labelled is None or len(labelled) == 0:
-            raise ValueError("this strategy compares with labelled samples: pass labelled= with at least one")
+            argument = "labelled_features" if isinstance(self.forward.model, NoModel) else "labelled"
+            raise ValueError(f"this strategy compares with labelled samples: pass {argument}= with at least one")
         return self.once("labelled", None, lambda: self.forward.over(labelled).features_and_logits()[0])
 
     def dropout(self, passes: int) -> tuple[Tensor, Tensor]:
@@ -137,6 +228,7 @@ class Round:
         Raises:
             ValueError: the model runs no dropout layer.
         """
+        self.one_class()
         forward = self._dropout_forward
 
         def run() -> tuple[Tensor, Tensor]:
@@ -158,10 +250,19 @@ class Round:
     def once(self, name: str, key: Hashable, run: Callable[[], T]) -> T:
         """What run returns, computed for the first caller with this name and key; its time is seconds[name]."""
         if (name, key) not in self._kept:
+            _ = self.samples
             with self.stage(name):
                 self._kept[name, key] = run()
         result: T = self._kept[name, key]
         return result
+
+    @property
+    def samples(self) -> ArrayLike | Together:
+        """The samples of the pool; those of a data set are read when this is first asked for."""
+        if isinstance(self.forward.inputs, DatasetPool) and self.forward.inputs.samples is None:
+            with self.stage("read"):
+                _ = self.forward.pool
+        return self.forward.pool
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -177,55 +278,24 @@ class Round:
                 outer[inner] = outer.get(inner, 0.0) + seconds
         outer[name] = outer.get(name, 0.0) + spent[name] - sum(within.values())
 
+    def one_class(self) -> None:
+        """Raise unless the model gives each sample one class, by a softmax.
+
+        Raises:
+            ValueError: its outputs are labels of their own.
+        """
+        if self.forward.multilabel is not None:
+            raise ValueError(
+                "this strategy takes one class per sample, by a softmax: with multilabel, use dm2, least-confidence, "
+                "entropy, margin, or one that compares features only"
+            )
+
     def most_uncertain(self, budget: int, kind: Uncertainty) -> Picked:
         """Choose the budget most uncertain unmixed samples, ties to the lower row."""
         logits = self.only_logits
         with self.stage("choose"):
             scores = self.forward.uncertainty(logits, kind)
             return Picked(highest(scores, budget), scores)
-
-
-def highest(scores: Tensor, budget: int, offset: int = 0) -> Tensor:
-    """The rows of the budget highest scores after skipping offset of them, ties to the lower row (Eq. 11)."""
-    return scores.sort(descending=True, stable=True).indices[offset : offset + budget]
-
-
-def check_budget(budget: int, m: int, offset: int = 0) -> None:
-    """Raise unless budget rows can be chosen from m."""
-    if not 1 <= budget <= m:
-        raise ValueError(f"budget must be in [1, {m}] for a pool of {m} rows, got {budget}")
-    if offset + budget > m:
-        raise ValueError(f"offset must be at most {m - budget} for budget {budget} of {m} rows, got {offset}")
-
-
-def check_row_ids(row_ids: NDArray[np.int64] | Tensor | None, m: int) -> NDArray[np.int64]:
-    """row_ids as an array; 0, 1, 2, ... for None."""
-    if row_ids is None:
-        return np.arange(m)
-    ids = row_ids.cpu().numpy() if isinstance(row_ids, Tensor) else np.asarray(row_ids)
-    if ids.shape != (m,) or ids.dtype.kind not in "iu":
-        raise ValueError(f"row_ids must be {m} integers, got shape {ids.shape} of {ids.dtype}")
-    return ids.astype(np.int64)
-
-
-def check_picked(picked: object, who: str, budget: int, m: int) -> Picked:
-    """picked, if it is a choice of budget distinct rows of m, with a score for each row or None."""
-    if not isinstance(picked, Picked):
-        raise ValueError(f"{who} must return a dm2_fast.Picked(indices, scores), got {type(picked).__name__}")
-    rows, scores = picked.indices, picked.scores
-    if not isinstance(rows, Tensor) or rows.dtype != torch.int64 or rows.shape != (budget,):
-        got = f"{rows.dtype} of shape {tuple(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
-        raise ValueError(f"{who} must choose {budget} rows as an int64 tensor of shape ({budget},), got {got}")
-    outside = rows[(rows < 0) | (rows >= m)]
-    if len(outside):
-        raise ValueError(f"{who} must choose rows of the pool, 0 to {m - 1}, got {outside[0].item()}")
-    repeated = torch.nonzero(torch.bincount(rows) > 1)
-    if len(repeated):
-        raise ValueError(f"{who} must choose distinct rows, got row {repeated[0].item()} more than once")
-    if scores is not None and (not isinstance(scores, Tensor) or scores.shape != (m,)):
-        got = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(f"{who} must return None or a score for each of the {m} rows, got {got}")
-    return picked
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
+from dm2_fast.operations.arguments import shown
 from dm2_fast.round import Picked, Round
 
 AdversarialTraining = Literal["off", "round", "step"]
@@ -91,7 +92,5 @@ class Strategy:
         if self.options is None:
             raise TypeError(f"strategy {self.name} has no options: leave options out")
         if not isinstance(options, self.options):
-            raise TypeError(
-                f"options of strategy {self.name} are a {self.options.__name__}, got a {type(options).__name__}"
-            )
+            raise TypeError(f"options of strategy {self.name} are a {self.options.__name__}, got {shown(options)}")
         return options

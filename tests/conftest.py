@@ -44,7 +44,6 @@ def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
         tile = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_D": 32, "num_warps": 4}
         module = importlib.import_module("dm2_fast.kernels.knn")
         monkeypatch.setattr(module, "_TILE", tile)
-        monkeypatch.setattr(module, "_PAIRWISE_TILE", tile)
         monkeypatch.setattr(module, "_BLOCK_K", 64)
 
 

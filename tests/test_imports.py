@@ -23,7 +23,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Each imports itself and those behind it; dm2_fast is the package's own __init__.py.
 ORDER = (
     "__main__", "cli", "info", "paper", "selecting", "experiment", "ops", "dm2_fast", "acquire", "strategies",
-    "plugins", "strategy", "adversarial", "round", "model", "operations", "draws", "kernels", "_C",
+    "plugins", "strategy", "adversarial", "round", "picked", "model", "operations", "threads", "draws", "kernels", "_C",
 )  # fmt: skip
 CORE = ORDER[ORDER.index("dm2_fast") :]
 ON_FIRST_USE = {("dm2_fast", "experiment")}  # dm2_fast.run and dm2_fast.RunConfig
@@ -107,7 +107,7 @@ def test_import_dm2_fast_loads_nothing_else() -> None:
 @pytest.mark.parametrize("file", sorted(KERNELS.glob("*.py")), ids=lambda file: file.name)
 def test_kernels_import_torch_triton_and_themselves(file: Path) -> None:
     names = list(imported(file))
-    assert {name.partition(".")[0] for name in names} <= {"torch", "triton", "dm2_fast"}
+    assert {name.partition(".")[0] for name in names} <= {"math", "torch", "triton", "dm2_fast"}
     assert all(name.startswith("dm2_fast.kernels.") for name in names if part_named(name))
 
 

@@ -1,6 +1,5 @@
 """The loop: initial labels, then train, evaluate, select, label, repeat, and a last training (Algorithms 1 and 2)."""
 
-import pickle
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -188,7 +187,7 @@ def _load_model(file: Path, model: nn.Module) -> nn.Module | None:
     """The model with the weights of the finished run; None, with a warning, if they are damaged or gone."""
     try:
         model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+    except Exception:  # pickle, zip and torch each have their own
         warnings.warn(f"{file} is damaged or missing; the last training is repeated", stacklevel=4)
         return None
     return model
@@ -212,6 +211,7 @@ def _fresh(
     samples = ForwardPass(model, data.x[:2], data.normalize, batch_size=2).first_rows()
     with torch.random.fork_rng([]):
         torch.manual_seed(config.seed)
+        assert isinstance(samples, Tensor)
         return model, strategy.part(model, samples, config.options).to(device)
 
 

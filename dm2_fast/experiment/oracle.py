@@ -67,7 +67,10 @@ def _read_labels(path: Path, rows: list[int], classes: Sequence[str]) -> Tensor 
     if not any(name.isdigit() for name in classes):
         numbers |= {str(number): number for number in range(len(classes))}
     with path.open(newline="", encoding="utf-8-sig") as file:  # as spreadsheets save it
-        lines = list(csv.DictReader(file))
+        try:
+            lines = list(csv.DictReader(file))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{path} is damaged: it cannot be read as text ({error})") from error
     if not lines or not set(COLUMNS[1:]) <= set(lines[0]):
         raise ValueError(f"{path} must have the columns {', '.join(COLUMNS)} and a line for each row asked for")
     if not any((line["label"] or "").strip() for line in lines):

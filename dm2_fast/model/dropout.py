@@ -4,11 +4,15 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dm2_fast import draws
+from dm2_fast import draws, threads
+from dm2_fast.model.functions import logits_in, rows_of, run_module
+from dm2_fast.model.head import model_device
+from dm2_fast.model.together import Batch
 
 _CHANNELWISE = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.FeatureAlphaDropout)
 _ALPHA = (nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -41,11 +45,11 @@ def sampled_dropout(model: nn.Module, seed: int = 0, round: int = 0) -> Iterator
         calls.clear()
         state["pass"] = number
 
-    def count_rows(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        state["rows"] = len(inputs[0])
+    def count_rows(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        state["rows"] = rows_of([*inputs, *named.values()])
 
-    with ExitStack() as hooks:
-        hooks.callback(model.register_forward_pre_hook(count_rows).remove)
+    with threads.guarding(model_device(model)), ExitStack() as hooks:
+        hooks.callback(model.register_forward_pre_hook(count_rows, with_kwargs=True).remove)
         for position, layer in enumerate(_active(model)):
 
             def drop(layer: nn.Module, inputs: tuple[Tensor], _: Tensor, position: int = position) -> Tensor:
@@ -61,7 +65,7 @@ def sampled_dropout(model: nn.Module, seed: int = 0, round: int = 0) -> Iterator
         yield use
 
 
-def dropout_tail(model: nn.Module, batch: Tensor) -> nn.Sequential | None:
+def dropout_tail(model: nn.Module, batch: Batch) -> nn.Sequential | None:
     """Find the end of a model in eval mode that dropout can change, if it is no more than dropout and a linear layer.
 
     Returns:
@@ -82,7 +86,7 @@ def dropout_tail(model: nn.Module, batch: Tensor) -> nn.Sequential | None:
                 lambda layer, inputs, output: linear.append((layer, _Value(inputs[0]), _Value(output)))
             )
             hooks.callback(hook.remove)
-        logits = _Value(model(batch))
+        logits = _Value(logits_in(run_module(model, batch)))
     if not dropped:
         raise ValueError(
             "model must have a dropout layer (nn.Dropout or one of its kin, p > 0) for this strategy, got none"

@@ -6,13 +6,23 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from dm2_fast import threads
+from dm2_fast.model.from_arrays import NoModel
+from dm2_fast.model.functions import FunctionModel, logits_in, run_module
+from dm2_fast.model.together import Batch
+from dm2_fast.operations.arguments import shown
+
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model into eval mode, without gradients, and leave its mode and the random state as they were."""
+    """Put the model into eval mode, without gradients, and leave its mode and the random state as they were.
+
+    Other calls on models of the device wait meanwhile.
+    """
     device = model_device(model)
-    modes = [(module, module.training) for module in model.modules()]
-    with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    forked = [device] if device.type == "cuda" else []
+    with threads.guarding(device), torch.no_grad(), torch.random.fork_rng(forked):
+        modes = [(module, module.training) for module in model.modules()]
         try:
             model.eval()
             yield
@@ -31,16 +41,28 @@ def model_dtype(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
-def check_logits(logits: object) -> Tensor:
+def check_model(model: object) -> None:
+    """Raise unless model is a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {shown(model)}")
+
+
+def check_logits(logits: object, least: int = 2) -> Tensor:
     """logits, if they are an (n, C) tensor of scores; an error that says what the model returned otherwise."""
     if not isinstance(logits, Tensor):
-        raise TypeError(f"model must return a tensor of (n, C) logits, got {type(logits).__name__}")
-    if logits.ndim != 2 or logits.shape[1] < 2:
-        raise ValueError(f"model must return (n, C) logits with at least two classes, got shape {tuple(logits.shape)}")
+        raise TypeError(
+            f"model must return a tensor of (n, C) logits, got {type(logits).__name__}: return logits, or a dictionary "
+            "or an object that has them as logits"
+        )
+    if logits.ndim != 2 or logits.shape[1] < least:
+        one = " (for one sigmoid, pass multilabel='mean')" if logits.ndim == 2 and logits.shape[1] == 1 else ""
+        raise ValueError(
+            f"model must return (n, C) logits with at least two classes, got shape {tuple(logits.shape)}{one}"
+        )
     return logits
 
 
-def find_head(model: nn.Module, batch: Tensor, head: str | nn.Module | None = None) -> nn.Module:
+def find_head(model: nn.Module, batch: Batch, head: str | nn.Module | None = None) -> nn.Module:
     """Find the module whose input is the feature vector f: the last linear layer executed whose output is the logits.
 
     Args:
@@ -51,6 +73,10 @@ def find_head(model: nn.Module, batch: Tensor, head: str | nn.Module | None = No
     Raises:
         ValueError: there is no such layer, or head is not a module of model.
     """
+    if isinstance(model, NoModel):
+        raise ValueError("this strategy needs the head: pass head=(weight, bias) to Round.from_arrays")
+    if isinstance(model, FunctionModel):
+        raise ValueError("a function has no head that runs on its own: pass the nn.Module that it calls")
     if head is not None:
         named = dict(model.named_modules())
         if isinstance(head, str) and head not in named:
@@ -66,13 +92,14 @@ def find_head(model: nn.Module, batch: Tensor, head: str | nn.Module | None = No
         if isinstance(module, nn.Linear)
     ]
     try:
-        logits = check_logits(model(batch))
+        logits = check_logits(logits_in(run_module(model, batch)), 1)
     finally:
         for hook in hooks:
             hook.remove()
     for module, output in reversed(executed):
         if output.shape == logits.shape and torch.equal(output.nan_to_num(), logits.nan_to_num()):
             return module
+    check_logits(logits)
     layers = [name for name, module in model.named_modules() if not list(module.children())]
     raise ValueError(
         "model must have a linear layer whose output is the logits, got none; "

@@ -2,11 +2,10 @@
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from threading import RLock
 from typing import Any, Literal, TypeVar
 
@@ -15,10 +14,22 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dm2_fast.model.head import check_logits, evaluating, find_head, model_device, model_dtype
-from dm2_fast.model.preparation import Prepared, plain, prepare
+from dm2_fast import threads
+from dm2_fast.model.batches import make_batch
+from dm2_fast.model.dataset_pool import DatasetPool
+from dm2_fast.model.from_arrays import NoModel
+from dm2_fast.model.functions import FunctionModel, rows_of, shape_of
+from dm2_fast.model.head import check_logits, check_model, evaluating, find_head, model_device, model_dtype
+from dm2_fast.model.limits import first_line, out_of_memory
+from dm2_fast.model.pools import Pool, read, unmixable
+from dm2_fast.model.preparation import VERIFIED_ROWS, Prepared, plain, prepare
+from dm2_fast.model.together import Batch, Together
+from dm2_fast.operations.arguments import one_of, shown, whole
 from dm2_fast.operations.arrays import ArrayLike, as_tensor, name_rows
-from dm2_fast.operations.mix import Normalize, Recipe, mix
+from dm2_fast.operations.backends import MOST_THREADS, NAMES
+from dm2_fast.operations.mix import Normalize, Recipe
+from dm2_fast.operations.multilabel import Over, check_over
+from dm2_fast.operations.probabilities import refuse_probabilities
 from dm2_fast.operations.uncertainty import Uncertainty, uncertainty
 
 Step = TypeVar("Step")
@@ -47,7 +58,7 @@ class ForwardPass:
 
     Args:
         model: Returns (n, C) logits for a batch of n samples.
-        inputs: The pool, (m, ...), as in `dm2_fast.mix`.
+        inputs: The pool, (m, ...), as in `dm2_fast.mix`; several arrays that belong together; or a data set.
         normalize: (mean, std) per channel, applied after scaling uint8 to [0, 1] and after mixing.
         head: The module whose input is the feature vector, or its dotted name; None to find it (see `find_head`).
         batch_size: The most rows per forward pass; a prepared model takes fewer at a time on a CPU, and a batch for
@@ -55,13 +66,14 @@ class ForwardPass:
         backend, num_threads, progress: As in `dm2_fast.knn`.
         prepare: "auto", or "off" to run the model as it is.
         autocast: torch.float16 or torch.bfloat16, to run the model under `torch.autocast`.
+        multilabel, these_are_logits: As in `dm2_fast.uncertainty`.
 
     Raises:
-        ValueError: the pool is empty, batch_size < 1, or prepare or autocast is none of the above.
+        ValueError: the pool is empty, batch_size < 1, or prepare, autocast or multilabel is none of the above.
     """
 
     model: nn.Module
-    inputs: ArrayLike
+    inputs: Pool
     normalize: Normalize | None = None
     head: str | nn.Module | None = None
     batch_size: int = 256
@@ -70,19 +82,41 @@ class ForwardPass:
     progress: bool = False
     prepare: Literal["auto", "off"] = "auto"
     autocast: torch.dtype | None = None
+    multilabel: Over | None = None
+    these_are_logits: bool = False
     _shared: _Shared = field(default_factory=_Shared, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if len(self.inputs.shape) < 2 or 0 in self.inputs.shape:
-            raise ValueError(f"inputs must be a non-empty (m, ...) pool, got shape {tuple(self.inputs.shape)}")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-        if self.prepare not in ("auto", "off"):
-            raise ValueError(f"prepare must be 'auto' or 'off', got {self.prepare!r}")
-        if self.autocast not in (None, torch.float16, torch.bfloat16):
-            raise ValueError(f"autocast must be None, torch.float16 or torch.bfloat16, got {self.autocast!r}")
+        threads.threads_of_torch()
+        check_model(self.model)
+        if not isinstance(self.inputs, DatasetPool):  # that is read when it is needed
+            _ = self.pool
+        if self.head is not None and not isinstance(self.head, (str, nn.Module)):
+            raise TypeError(f"head must be a module of the model or its name, got {shown(self.head)}")
+        object.__setattr__(self, "batch_size", whole("batch_size", self.batch_size, 1))
+        one_of("backend", self.backend, NAMES)
+        if self.num_threads is not None:
+            object.__setattr__(self, "num_threads", whole("num_threads", self.num_threads, 1, MOST_THREADS))
+        if not isinstance(self.prepare, str) or self.prepare not in ("auto", "off"):
+            raise ValueError(f"prepare must be 'auto' or 'off', got {shown(self.prepare)}")
+        kinds = (torch.float16, torch.bfloat16)
+        if self.autocast is not None and not (isinstance(self.autocast, torch.dtype) and self.autocast in kinds):
+            raise ValueError(f"autocast must be None, torch.float16 or torch.bfloat16, got {shown(self.autocast)}")
+        check_over(self.multilabel)
 
-    def over(self, inputs: ArrayLike) -> "ForwardPass":
+    @cached_property
+    def pool(self) -> ArrayLike | Together:
+        """The samples; those of a data set are read when this is first asked for."""
+        pool = read(self.inputs)
+        if isinstance(pool, (Tensor, np.ndarray)):
+            as_tensor(pool, "inputs")
+        if len(pool.shape) < 2 or 0 in pool.shape:
+            raise ValueError(f"inputs must be a non-empty (m, ...) pool, got shape {tuple(pool.shape)}")
+        if isinstance(pool, Together) and self.normalize is not None:
+            raise ValueError("normalize belongs to a pool of one array of images: normalize each input before, instead")
+        return pool
+
+    def over(self, inputs: Pool) -> "ForwardPass":
         """The same pass over other inputs, through the same prepared model."""
         return replace(self, inputs=inputs)
 
@@ -102,7 +136,7 @@ class ForwardPass:
         if own is not None:
             return own, self.logits()
         parts = self._run("features", None, features=True)
-        return torch.cat([features for features, _ in parts]), torch.cat([logits for _, logits in parts])
+        return torch.cat([features for features, _ in parts]), self._logits_of(parts)
 
     def _inputs_as_features(self) -> Tensor | None:
         """The inputs, where a forward pass would only copy them: a linear model that takes them as they are; else None.
@@ -112,9 +146,9 @@ class ForwardPass:
         """
         if not (isinstance(self.model, nn.Linear) and self.head in (None, self.model) and self.normalize is None):
             return None
-        if not isinstance(self.inputs, (Tensor, np.ndarray)) or len(self.inputs.shape) != 2:
+        if not isinstance(self.pool, (Tensor, np.ndarray)) or len(self.pool.shape) != 2:
             return None
-        features = as_tensor(self.inputs, "inputs")
+        features = as_tensor(self.pool, "inputs")
         if features.dtype != model_dtype(self.model) or features.device != model_device(self.model):
             return None
         step = max(1, _CHECKED_ELEMENTS // features.shape[1])
@@ -128,7 +162,7 @@ class ForwardPass:
         Raises:
             ValueError, TypeError: the model does not return finite (n, C) logits.
         """
-        return torch.cat([logits for _, logits in self._run("logits", None)])
+        return self._logits_of(self._run("logits", None))
 
     def mixed_uncertainty(
         self, recipe: Recipe, kind: Uncertainty = "least-confidence", rows: Tensor | None = None
@@ -143,7 +177,13 @@ class ForwardPass:
         Raises:
             ValueError, TypeError: the model does not return finite (n, C) logits.
         """
-        return self.uncertainty(torch.cat([logits for _, logits in self._run("mixed", recipe, rows=rows)]), kind)
+        return self.uncertainty(self._logits_of(self._run("mixed", recipe, rows=rows)), kind)
+
+    def _logits_of(self, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+        logits = torch.cat([logits for _, logits in parts])
+        if self.multilabel is None and not self.these_are_logits:
+            refuse_probabilities(logits, "the outputs of the model")
+        return logits
 
     def softmax_moments(self, passes: int, use: Callable[[int], None]) -> tuple[Tensor, Tensor]:
         """Run the model itself several times, and return the mean of the softmax p and the mean entropy of p.
@@ -170,29 +210,43 @@ class ForwardPass:
                 entropies.append(entropy)
         return torch.cat(means), torch.cat(entropies)
 
-    def first_rows(self) -> Tensor:
+    def first_rows(self) -> Batch:
         """A batch of the first two rows (one, of a batch_size of one), as the model takes it."""
         return self._batch(None, 0, min(2, self.batch_size))
 
     def uncertainty(self, logits: Tensor, kind: Uncertainty) -> Tensor:
-        """`uncertainty` with the backend and threads of this pass."""
-        return uncertainty(logits, kind, **self.compute)
+        """`uncertainty` with the backend and threads of this pass, of logits that were checked where they were made."""
+        return uncertainty(logits, kind, multilabel=self.multilabel, these_are_logits=True, **self.compute)
 
     def prepared(self) -> Prepared:
         """What runs in place of the model; its note says what was done, or why nothing was."""
         if self.prepare == "off":
             return Prepared("off", plain(self.model, None))
-        autocast, tensors = self._autocast(), [*self.model.parameters(), *self.model.buffers()]
-        state = autocast, [(id(t), 0 if t.is_inference() else t._version) for t in tensors]
-        with self._shared.lock, evaluating(self.model), _threads_of_torch(1):
-            if self._shared.prepared is None or self._shared.state != state:
-                head = None
-                with suppress(Exception):  # a model without a head has logits; one that cannot run says so when it runs
-                    head = find_head(self.model, self.first_rows(), self.head)
-                batch = partial(self._batch, None, 0)
-                self._shared.prepared = prepare(self.model, head, batch, self.batch_size, pack=autocast is None)
-                self._shared.state, self._shared.tensors = state, tensors  # keeps the ids unique
+        unfit = "a function runs as it is" if isinstance(self.model, FunctionModel) else unmixable(self.pool)
+        if unfit is not None:
+            with self._shared.lock:
+                self._shared.prepared = Prepared(f"off: {unfit}", plain(self.model, None))
+                return self._shared.prepared
+        autocast = self._autocast()
+        with self._shared.lock:
+            if self._shared.prepared is not None and self._shared.state == self._state(autocast):
+                return self._shared.prepared
+        with evaluating(self.model), self._shared.lock:
+            head = None
+            with suppress(Exception):  # a model without a head has logits; one that cannot run says so when it runs
+                head = find_head(self.model, self.first_rows(), self.head)
+            few = self._batch(None, 0, min(self.batch_size, VERIFIED_ROWS))
+            # On the kind of thread that runs it, since weights are laid out for a number of threads.
+            work = partial(prepare, self.model, head, few, self.batch_size, pack=autocast is None)
+            self._shared.prepared = threads.submit(work).result()
+            self._shared.tensors = [*self.model.parameters(), *self.model.buffers()]  # alive, so that ids stay unique
+            self._shared.state = self._state(autocast)
             return self._shared.prepared
+
+    def _state(self, autocast: torch.dtype | None) -> object:
+        """What changes when the model has to be prepared anew."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        return autocast, [(id(t), 0 if t.is_inference() else t._version) for t in tensors]
 
     @property
     def compute(self) -> dict[str, Any]:
@@ -204,7 +258,9 @@ class ForwardPass:
         """What `prepared` did, or would say; None while nothing has run."""
         if self.prepare == "off":
             return "off"
-        return None if self._shared.prepared is None else self._shared.prepared.note
+        if self._shared.prepared is None or isinstance(self.model, NoModel):
+            return None
+        return self._shared.prepared.note
 
     def _autocast(self) -> torch.dtype | None:
         """The dtype of autocast: ours, or that of the caller, which does not reach other threads by itself."""
@@ -240,8 +296,8 @@ class ForwardPass:
                 while start < end:
                     count = limit
                     try:
-                        threads = 1 if engine.threads else self.num_threads
-                        batch = self._batch(recipe, start, count, threads, engine.channels_last, rows)
+                        of_mix = 1 if engine.threads else self.num_threads
+                        batch = self._batch(recipe, start, count, of_mix, engine.channels_last, rows)
                         parts.append(self._outputs(engine, batch, features, start, min(count, end - start)))
                     except (RuntimeError, MemoryError) as error:
                         if count == 1 or not out_of_memory(error):
@@ -251,16 +307,12 @@ class ForwardPass:
                         start += count
             return parts
 
-        with evaluating(self.model):
-            if engine.threads:
-                workers = self.num_threads or torch.get_num_threads()
-                with _threads_of_torch(1), ThreadPoolExecutor(workers) as pool:  # no operator waits for another thread
-                    try:
-                        parts = list(self._bar(pool.map(run, starts), name, len(starts)))
-                    except BaseException:
-                        pool.shutdown(wait=False, cancel_futures=True)  # what has not begun
-                        raise
-            else:
+        if engine.threads:  # a copy, so that no call waits for another, and no operator for another thread
+            workers = self.num_threads or threads.threads_of_torch()
+            with closing(threads.each(run, starts, workers)) as found:
+                parts = list(self._bar(found, name, len(starts)))
+        else:
+            with evaluating(self.model):
                 parts = list(self._bar(map(run, starts), name, len(starts)))
         if limit < size:
             warnings.warn(
@@ -273,24 +325,24 @@ class ForwardPass:
         bar: Iterable[Step] = tqdm(steps, name, total, leave=False, disable=None if self.progress else True)
         return bar
 
-    def _features(self, batch: Tensor) -> tuple[Tensor | None, Tensor]:
+    def _features(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
         """(features, logits) of a batch from the model as it is, whose head is found first."""
+        if isinstance(self.model, FunctionModel):
+            return self.model.features_and_logits(batch)
         if self._shared.head is None:
             self._shared.head = find_head(self.model, batch, self.head)
         return plain(self.model, self._shared.head)(batch)
 
-    def _outputs(self, engine: Prepared, batch: Tensor, wanted: bool, start: int, keep: int) -> tuple[Tensor, Tensor]:
+    def _outputs(self, engine: Prepared, batch: Batch, wanted: bool, start: int, keep: int) -> tuple[Tensor, Tensor]:
         """Checked (features, logits) of a batch, of which the first keep rows count: those from start on."""
-        size = len(batch)
+        size = rows_of(batch)
         try:
             features, returned = engine.run(batch)
         except Exception as error:
             if sys.version_info >= (3, 11):
-                error.add_note(
-                    f"model ran on rows {start} to {start + keep - 1}, a batch of shape {tuple(batch.shape)}"
-                )
+                error.add_note(f"model ran on rows {start} to {start + keep - 1}, a batch of shape {shape_of(batch)}")
             raise
-        logits = check_logits(returned)
+        logits = check_logits(returned, 2 if self.multilabel is None else 1)
         if len(logits) != size:
             raise ValueError(f"model must return one row per sample, got {len(logits)} rows for {size} samples")
         _check_finite("logits", logits[:keep].amax(1, keepdim=True), start)
@@ -311,54 +363,12 @@ class ForwardPass:
         num_threads: int | None = None,
         channels_last: bool = False,
         some: Tensor | None = None,
-    ) -> Tensor:
-        """Size rows of the plain or mixed pool (or of some of its rows) from start on, as the model takes them.
-
-        What lies behind the pool's end is filled with copies of the last row: a batch of another shape may round
-        differently.
-        """
-        rows = torch.arange(start, start + size).clamp(max=len(self.inputs if some is None else some) - 1)
-        rows = rows if some is None else some[rows]
-        neighbours, lam, weights = torch.empty(size, 0, dtype=torch.int64), torch.tensor(1.0), None
-        if recipe is not None:
-            neighbours, lam = recipe.indices[rows].cpu(), recipe.lam[rows].cpu()
-            weights = None if recipe.weights is None else recipe.weights[rows].cpu()
-        in_memory = isinstance(self.inputs, (Tensor, np.ndarray))
-        with nullcontext() if in_memory else self._shared.lock:  # other pools need not bear to be read by two threads
-            batch = mix(
-                self.inputs,
-                neighbours,
-                lam,
-                weights=weights,
-                rows=rows,
-                normalize=self.normalize,
-                backend=self.backend,
-                memory_format=torch.channels_last if channels_last else torch.preserve_format,
-                num_threads=num_threads,
-            )
-        return batch.to(model_device(self.model), model_dtype(self.model))
-
-
-@contextmanager
-def _threads_of_torch(number: int) -> Iterator[None]:
-    """Threads that an operator of torch uses, when called from this thread or from one that is yet to start."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that there is not enough memory."""
-    cpu = ("can't allocate memory", "not enough memory")  # of torch's allocator on Linux and on Windows
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in cpu)
-
-
-def first_line(error: Exception) -> str:
-    """What an error says first."""
-    return (str(error) or type(error).__name__).splitlines()[0]
+    ) -> Batch:
+        """Size rows of the plain or mixed pool (or of some of its rows) from start on, see `make_batch`."""
+        return make_batch(
+            self.model, self.pool, recipe, start, size, self._shared.lock, channels_last, some,
+            normalize=self.normalize, backend=self.backend, num_threads=num_threads,
+        )  # fmt: skip
 
 
 def _check_finite(name: str, values: Tensor, start: int) -> None:

@@ -7,10 +7,11 @@ calls, without the half minute of compilation.
 """
 
 import copy
-import inspect
 import operator
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -18,8 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from dm2_fast.model.functions import logits_in, run_module
+from dm2_fast.model.together import Batch
+
 # Features (the input of the head; None without one) and what the model returned, for one batch.
-Run: TypeAlias = Callable[[Tensor], tuple[Tensor | None, Tensor]]
+Run: TypeAlias = Callable[[Any], tuple[Tensor | None, Any]]
 
 TOLERANCE = 1e-4  # of the largest logit, and of the largest feature
 VERIFIED_ROWS = 8
@@ -72,13 +76,13 @@ class Prepared:
 def plain(model: nn.Module, head: nn.Module | None) -> Run:
     """The model as it is."""
 
-    def run(batch: Tensor) -> tuple[Tensor | None, Tensor]:
+    def run(batch: Batch) -> tuple[Tensor | None, Any]:
         seen: list[Tensor] = []
         if head is None:
-            return None, model(batch)
+            return None, logits_in(run_module(model, batch))
         hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(1)))
         try:
-            logits = model(batch)
+            logits = logits_in(run_module(model, batch))
         finally:
             hook.remove()
         return seen[-1] if seen else None, logits
@@ -86,35 +90,37 @@ def plain(model: nn.Module, head: nn.Module | None) -> Run:
     return run
 
 
-def prepare(
-    model: nn.Module, head: nn.Module | None, rows: Callable[[int], Tensor], batch_size: int, pack: bool
-) -> Prepared:
+def prepare(model: nn.Module, head: nn.Module | None, few: Tensor, batch_size: int, pack: bool) -> Prepared:
     """Prepare a copy of the model; the model as it is, with the reason, where that fails or gives other values.
 
     Args:
-        model: In eval mode, without gradients.
+        model: In eval mode.
         head: The module whose input is the feature vector; None if only logits are asked for.
-        rows: Gives a batch of that many rows of the pool, as the model takes it.
+        few: Rows of the pool, as the model takes them: VERIFIED_ROWS, or batch_size if that is less.
         batch_size: The most rows of a batch.
         pack: Whether oneDNN's convolutions may be used.
     """
-    device = rows(1).device.type
-    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # so that what is compared is the preparation
+    device = few.device.type
     try:
-        with torch.autocast(device, enabled=False), exact:
-            return _prepare(model, head, rows, batch_size, pack)
+        with torch.no_grad(), torch.autocast(device, enabled=False), full_precision(device):
+            return _prepare(model, head, few, batch_size, pack)
     except Exception as error:  # whatever a model may raise while it is copied, traced and run
         reason = f"{error}".strip().split("\n")[0]
         return Prepared(f"off: {reason or type(error).__name__}", plain(model, head), head)
 
 
-def _prepare(
-    model: nn.Module, head: nn.Module | None, rows: Callable[[int], Tensor], batch_size: int, pack: bool
-) -> Prepared:
+def full_precision(device: str) -> AbstractContextManager[object]:
+    """Convolutions without TF32, so that what is compared is the preparation and not the rounding."""
+    if device != "cuda":  # nothing to change for the whole process
+        return nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+
+
+def _prepare(model: nn.Module, head: nn.Module | None, rows: Tensor, batch_size: int, pack: bool) -> Prepared:
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             raise ValueError(f"{name or 'the model'} has hooks")
-    few = rows(min(batch_size, 2))
+    few = rows[:2]
     if any(
         tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64)
         for tensor in [few, *model.parameters()]
@@ -143,7 +149,7 @@ def _prepare(
         features, logits = graph(_channels_last(batch))
         return None if features is None else features.flatten(1), logits
 
-    _verify(run, plain(model, head), rows(min(size, VERIFIED_ROWS)))
+    _verify(run, plain(model, head), rows[:size])
     parts = [f"{folded} BatchNorm folded"] * bool(folded) + [f"{packed} convolutions packed"] * bool(packed)
     note = ", ".join([*parts, "channels_last" if few.ndim == 4 else "traced", f"{size} rows at a time"])
     return Prepared(note, run, head, size, on_cpu, few.ndim == 4)
@@ -167,26 +173,62 @@ def _verify(run: Run, expected: Run, batch: Tensor) -> None:
 
 
 class _Tracer(fx.Tracer):
-    """Traces the model and notes the input of its head."""
+    """Traces a module of its own and notes the input of its head.
 
-    def __init__(self, head: nn.Module | None) -> None:
+    fx.Tracer.trace changes nn.Module for the whole process, which breaks whatever another thread runs meanwhile. Here
+    the instances are changed: each has this tracer in place of its forward and a proxy in place of each parameter.
+    """
+
+    def __init__(self, root: nn.Module, head: nn.Module | None) -> None:
         super().__init__()
-        self.head, self.features = head, None
+        self.root, self.head, self.features = root, head, None
+        self.graph = fx.Graph(tracer_cls=type(self))
+        self.submodule_paths = {module: name for name, module in root.named_modules()}
+        self.tensor_attrs = {
+            value: f"{name}.{key}".lstrip(".")
+            for name, module in root.named_modules()
+            for key, value in vars(module).items()
+            if isinstance(value, Tensor)
+        }
 
-    def call_module(self, module: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+    def run(self) -> fx.Graph:
+        """The graph of the root's forward for one batch."""
+        batch = self.create_proxy("placeholder", "batch", (), {})
+        forward, proxies = self.root.forward, {}
+        for name, parameter in self.root.named_parameters():
+            proxies[parameter] = self.create_proxy("get_attr", name, (), {})
+        replaced: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = []
+        try:
+            for module in self.root.modules():
+                new: dict[str, Any] = {
+                    name: proxies[value] for name, value in module._parameters.items() if value is not None
+                }
+                new["forward"] = partial(self._called, module, module.forward)
+                replaced.append((vars(module), {key: vars(module)[key] for key in new if key in vars(module)}, new))
+                vars(module).update(new)
+            self.create_node("output", "output", (self.create_arg(forward(batch)),), {})
+        finally:
+            for instance, old, new in replaced:
+                for key in new:
+                    del instance[key]
+                instance.update(old)
+        for proxy in proxies.values():
+            if not proxy.node.users:
+                self.graph.erase_node(proxy.node)
+        return self.graph
+
+    def _called(self, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if module is self.head:
             self.features = args[0].node
-        return super().call_module(module, forward, args, kwargs)
+        return self.call_module(module, forward, args, kwargs)
 
 
 def _trace(model: nn.Module, head: nn.Module | None) -> fx.GraphModule:
     """A copy of the model as a graph that returns (features, logits)."""
     names = {module: name for name, module in model.named_modules()}
     copied = copy.deepcopy(model)
-    tracer = _Tracer(None if head is None else copied.get_submodule(names[head]))
-    _, *others = inspect.signature(copied.forward).parameters.values()
-    defaults = {p.name: p.default for p in others if p.default is not inspect.Parameter.empty}
-    graph = fx.GraphModule(copied, tracer.trace(copied, defaults))  # the copy holds the parameters
+    tracer = _Tracer(copied, None if head is None else copied.get_submodule(names[head]))
+    graph = fx.GraphModule(copied, tracer.run())  # the copy holds the parameters
     if head is not None and tracer.features is None:
         raise ValueError("the head is not part of the graph")
     (output,) = (node for node in graph.graph.nodes if node.op == "output")

@@ -18,12 +18,31 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from dm2_fast.operations.arguments import one_of, whole
+
+MOST_THREADS = 2**15
 NAMES = ("auto", "triton", "cpp", "torch")
 WITH_KERNEL = ("knn", "pairwise", "mix", "uncertainty", "linear_probe")
 
 
 def resolve(backend: str, x: Tensor, operation: str) -> ModuleType:
     """Return the implementation that serves x: `dm2_fast.kernels`, `operations.cpp` or `operations.reference`.
+
+    The first time that a Triton kernel is to serve an operation on a device, it is compared with plain torch. Where it
+    disagrees, "auto" returns plain torch with a warning.
+
+    Args, Raises: As in `implementation`; and RuntimeError where a forced kernel disagrees with plain torch.
+    """
+    module = implementation(backend, x, operation)
+    if module.__name__ != "dm2_fast.kernels":
+        return module
+    from dm2_fast.operations import kernel_check
+
+    return kernel_check.trusted(module, operation, x.device, forced=backend == "triton")
+
+
+def implementation(backend: str, x: Tensor, operation: str) -> ModuleType:
+    """Return the implementation that is meant for x, without a look at its results.
 
     Args:
         backend: One of `NAMES`.
@@ -32,10 +51,10 @@ def resolve(backend: str, x: Tensor, operation: str) -> ModuleType:
 
     Raises:
         ValueError: backend is not one of `NAMES`.
-        RuntimeError: a forced backend cannot run on x; the message says why and what to do. Nothing falls back.
+        RuntimeError: a forced backend cannot run on x; the message says why and what to do. Nothing falls back
+            silently.
     """
-    if backend not in NAMES:
-        raise ValueError(f"backend must be one of {', '.join(NAMES)}, got {backend!r}")
+    one_of("backend", backend, NAMES)
     device = x.device.type
     if backend == "auto" and device == "cpu":
         backend = "cpp"
@@ -69,6 +88,5 @@ def resolve(backend: str, x: Tensor, operation: str) -> ModuleType:
 
 def thread_options(module: ModuleType, num_threads: int | None) -> dict[str, int]:
     """Keyword arguments for an implementation that takes a number of threads."""
-    if num_threads is not None and num_threads < 1:
-        raise ValueError(f"num_threads must be at least 1, got {num_threads}")
-    return {"num_threads": num_threads} if num_threads and module.TAKES_THREADS else {}
+    threads = None if num_threads is None else whole("num_threads", num_threads, 1, MOST_THREADS)
+    return {"num_threads": threads} if threads and module.TAKES_THREADS else {}

@@ -20,15 +20,31 @@ WHOLE_PROBLEMS = True
 _BATCH = 2**10  # mixtures held at a time
 
 
+def _dense(values: Tensor) -> NDArray[Any]:
+    """The values one after another, where they are if they lie like that: what all arguments but rows must be."""
+    return values.contiguous().numpy()
+
+
+def _written(out: Tensor) -> NDArray[Any]:
+    """The array that a call writes into, which must be the tensor's own memory."""
+    if not out.is_contiguous():
+        raise ValueError(f"outputs must be contiguous, got strides {out.stride()}")
+    return out.numpy()
+
+
 def array(rows: Tensor) -> NDArray[Any]:
     """The rows where they are; bfloat16, which NumPy lacks, as the int16 of its bits."""
     return (rows.view(torch.int16) if rows.dtype == torch.bfloat16 else rows).numpy()
 
 
-def _float(rows: Tensor) -> Tensor:
-    """Half precision is widened; rows that are strided inside are copied; everything else stays where it is."""
+def _dense_rows(rows: Tensor) -> NDArray[Any]:
+    """Rows that are dense inside, where they are if possible; half precision is widened."""
     rows = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
-    return rows if rows.shape[1] <= 1 or rows.stride(1) == 1 else rows.contiguous()
+    return (rows if rows.shape[1] <= 1 or rows.stride(1) == 1 else rows.contiguous()).numpy()
+
+
+def _threads(num_threads: int | None) -> int:
+    return num_threads or torch.get_num_threads()
 
 
 def prepared(dtype: torch.dtype) -> tuple[Any, Any]:
@@ -50,13 +66,13 @@ def pairwise(
     """`reference.pairwise`, with the fixed summation order of csrc/distance.hpp."""
     _C.pairwise(
         array(queries),
-        query_scale.numpy(),
+        _dense(query_scale),
         array(rows),
-        row_scale.numpy(),
-        out.numpy(),
+        _dense(row_scale),
+        _written(out),
         w1,
         w2,
-        num_threads=num_threads or torch.get_num_threads(),
+        num_threads=_threads(num_threads),
     )
 
 
@@ -90,16 +106,16 @@ def knn(
     """
     _C.knn(
         array(queries),
-        query_scale.numpy(),
-        query_ids.numpy(),
+        _dense(query_scale),
+        _dense(query_ids),
         array(rows),
-        row_scale.numpy(),
-        row_ids.numpy(),
-        distances.numpy(),
-        indices.numpy(),
+        _dense(row_scale),
+        _dense(row_ids),
+        _written(distances),
+        _written(indices),
         w1,
         w2,
-        num_threads=num_threads or torch.get_num_threads(),
+        num_threads=_threads(num_threads),
         report=report,
         isa=isa,
         levels=levels,
@@ -120,14 +136,14 @@ def mix(
     """`reference.mix`, in one pass."""
     widened = out if out.dtype == coefficients.dtype else torch.empty(out.shape, dtype=coefficients.dtype)
     _C.mix(
-        _float(inputs).numpy(),
-        indices.numpy(),
-        coefficients.numpy(),
-        mean.numpy(),
-        std.numpy(),
+        _dense_rows(inputs),
+        _dense(indices),
+        _dense(coefficients),
+        _dense(mean),
+        _dense(std),
         channel_stride,
-        widened.numpy(),
-        num_threads=num_threads or torch.get_num_threads(),
+        _written(widened),
+        num_threads=_threads(num_threads),
     )
     if widened is not out:
         out.copy_(widened)
@@ -135,14 +151,12 @@ def mix(
 
 def uncertainty(logits: Tensor, kind: str, out: Tensor, *, num_threads: int | None = None) -> None:
     """`reference.uncertainty`, in one pass."""
-    _C.uncertainty(_float(logits).numpy(), kind, out.numpy(), num_threads=num_threads or torch.get_num_threads())
+    _C.uncertainty(_dense_rows(logits), kind, _written(out), num_threads=_threads(num_threads))
 
 
 def lower_to_nearest(x: Tensor, points: Tensor, distances: Tensor, *, num_threads: int | None = None) -> None:
     """`reference.lower_to_nearest`, with the fixed summation order of csrc/distance.hpp."""
-    _C.lower_to_nearest(
-        _float(x).numpy(), _float(points).numpy(), distances.numpy(), num_threads=num_threads or torch.get_num_threads()
-    )
+    _C.lower_to_nearest(_dense_rows(x), _dense_rows(points), _written(distances), num_threads=_threads(num_threads))
 
 
 def linear_probe(

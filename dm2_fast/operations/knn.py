@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dm2_fast.operations import backends
+from dm2_fast.operations.arguments import one_of, whole
 from dm2_fast.operations.arrays import as_tensor, name_rows
 
 Metric: TypeAlias = Literal["literal", "rms", "l1", "l2"]
@@ -35,9 +36,7 @@ def weights(metric: str, d: int) -> tuple[float, float]:
 
     literal: (L2/d + L1/d) / 2, Eqs. 4-6 as written; rms: (L2/sqrt(d) + L1/d) / 2; l1: L1/d; l2: L2/d.
     """
-    if metric not in _WEIGHTS:
-        raise ValueError(f"metric must be one of {', '.join(get_args(Metric))}, got {metric!r}")
-    return _WEIGHTS[metric](d)
+    return _WEIGHTS[one_of("metric", metric, get_args(Metric))](d)
 
 
 class UnitRows:
@@ -125,10 +124,12 @@ def check_match(x: Tensor, rows: Tensor, name: str) -> None:
             raise ValueError(f"{name} must {what}, {want}, got {got}")
 
 
-def check_k(k: int, most: int, rows: int) -> None:
-    """Raise unless k is a count of neighbours between 1 and most."""
-    if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or not 1 <= k <= most:
+def check_k(k: int, most: int, rows: int) -> int:
+    """k as an int, if it is a count of neighbours between 1 and most."""
+    k = whole("k", k)
+    if not 1 <= k <= most:
         raise ValueError(f"k must be in [1, {most}] for {rows} rows, got {k}")
+    return k
 
 
 def _open(
@@ -191,7 +192,7 @@ def knn(
         return Neighbours(x, metric, recall, **options).graph(k)
     rows, asked = _open(x, queries, "queries", progress)
     most = len(rows) if queries is not None else len(rows) - 1
-    check_k(k, most, len(rows))
+    k = check_k(k, most, len(rows))
     w1, w2 = weights(metric, rows.data.shape[1])
     module = backends.resolve(backend, rows.data, "knn")
     options = dict[str, Any](backends.thread_options(module, num_threads))

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from dm2_fast.operations import backends
-from dm2_fast.operations.arrays import name_rows
+from dm2_fast.operations.arguments import one_of
+from dm2_fast.operations.arrays import as_floats, name_rows
 from dm2_fast.operations.mix import terms
 from dm2_fast.operations.uncertainty import Uncertainty
 
@@ -46,21 +47,18 @@ def linear_probe(
         TypeError: a dtype is not listed above, or indices are not int64.
         RuntimeError: a forced backend cannot run on features.
     """
-    if kind not in get_args(Uncertainty):
-        raise ValueError(f"kind must be one of {', '.join(get_args(Uncertainty))}, got {kind!r}")
+    one_of("kind", kind, get_args(Uncertainty))
+    features, weight = as_floats(features, "features"), as_floats(weight, "weight")
     if features.ndim != 2 or 0 in features.shape:
         raise ValueError(f"features must be a non-empty (m, d) matrix, got shape {tuple(features.shape)}")
     d = features.shape[1]
     if weight.ndim != 2 or weight.shape[0] < 2 or weight.shape[1] != d:
         raise ValueError(f"weight must be (C, {d}) with at least two classes, got shape {tuple(weight.shape)}")
     classes = len(weight)
-    bias = weight.new_zeros(classes) if bias is None else bias
+    bias = weight.new_zeros(classes) if bias is None else as_floats(bias, "bias")
     if bias.shape != (classes,):
         raise ValueError(f"bias must be ({classes},), got shape {tuple(bias.shape)}")
-    features, weight, bias = features.detach(), weight.detach(), bias.detach()
     for name, value in (("features", features), ("weight", weight), ("bias", bias[:, None])):
-        if not value.is_floating_point():
-            raise TypeError(f"{name} must be floating point, got {value.dtype}")
         if value.device != features.device:
             raise ValueError(f"{name} must be on the device of features, {features.device}, got {value.device}")
         bad = torch.nonzero(~torch.linalg.vector_norm(value, torch.inf, dim=1).isfinite())[:, 0].tolist()

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -11,9 +11,20 @@ from torch import Tensor
 
 from dm2_fast import draws
 from dm2_fast.operations import backends
-from dm2_fast.operations.arrays import ArrayLike, gather, name_rows
+from dm2_fast.operations.arguments import number, one_of, shown
+from dm2_fast.operations.arrays import (
+    ArrayLike,
+    as_floats,
+    as_integers,
+    as_samples,
+    as_tensor,
+    check_pool,
+    gather,
+    name_rows,
+)
 
 Mix: TypeAlias = Literal["mean", "random", "weighted"]
+_FORMATS = (torch.preserve_format, torch.channels_last)
 Normalize: TypeAlias = tuple[float | Sequence[float], float | Sequence[float]]
 
 
@@ -79,12 +90,10 @@ def recipe(
 
 def check_mix(mix: str, lam: float | str, alpha: float) -> None:
     """Raise unless these are options of `recipe`."""
-    if mix not in get_args(Mix):
-        raise ValueError(f"mix must be one of {', '.join(get_args(Mix))}, got {mix!r}")
-    if lam != "beta" and (isinstance(lam, str) or not 0 <= lam <= 1):
-        raise ValueError(f"lam must be in [0, 1] or 'beta', got {lam!r}")
-    if not 0 < alpha < float("inf"):
-        raise ValueError(f"alpha must be positive and finite, got {alpha}")
+    one_of("mix", mix, get_args(Mix))
+    if not (isinstance(lam, str) and lam == "beta"):
+        number("lam", lam, "in [0, 1] or 'beta'", lambda value: 0 <= value <= 1)
+    number("alpha", alpha, "positive and finite", lambda value: value > 0)
 
 
 def mix(
@@ -125,16 +134,16 @@ def mix(
         TypeError: inputs are neither uint8 nor floating point, or indices are not int64.
         RuntimeError: a forced backend cannot run on inputs.
     """
-    if len(inputs.shape) < 2 or 0 in inputs.shape:
-        raise ValueError(f"inputs must be a non-empty (m, ...) pool of samples, got shape {tuple(inputs.shape)}")
-    if memory_format not in (torch.preserve_format, torch.channels_last):
-        raise ValueError(f"memory_format must be torch.preserve_format or torch.channels_last, got {memory_format}")
+    check_pool(inputs, "inputs")
+    if not isinstance(memory_format, torch.memory_format) or memory_format not in _FORMATS:
+        raise ValueError(
+            f"memory_format must be torch.preserve_format or torch.channels_last, got {shown(memory_format)}"
+        )
     if memory_format == torch.channels_last and len(inputs.shape) != 4:
         raise ValueError(f"inputs must be 4-D to be mixed into torch.channels_last, got shape {tuple(inputs.shape)}")
     who, coefficients = terms(len(inputs), indices, lam, weights, rows)
     pool, who = gather(inputs, who, "inputs")
-    if pool.dtype != torch.uint8 and not pool.is_floating_point():
-        raise TypeError(f"inputs must be uint8 or floating point, got {pool.dtype}")
+    pool = as_samples(pool, "inputs")
     return _weighted_sum(pool, who, coefficients, normalize, memory_format, backend, num_threads)
 
 
@@ -152,15 +161,21 @@ def terms(
     Raises:
         ValueError, TypeError: As in `mix`.
     """
-    _check_rows("indices", indices, 2, m)
-    r = m if rows is None else len(rows)
-    rows = torch.arange(r, device=indices.device) if rows is None else rows.to(indices.device)
-    _check_rows("rows", rows, 1, m)
+    indices = _checked_rows("indices", indices, 2, m)
+    if rows is None:
+        rows = torch.arange(m, device=indices.device)
+    rows = _checked_rows("rows", rows, 1, m).to(indices.device)
+    r = len(rows)
     if len(indices) != r:
         raise ValueError(f"indices must have one row for each of the {r} rows, got {len(indices)}")
 
     n = indices.shape[1]
-    lams = torch.as_tensor(lam, dtype=torch.float64, device=indices.device)
+    if isinstance(lam, (Tensor, np.ndarray)) and lam.ndim > 0:
+        lams = as_floats(lam, "lam")
+    else:
+        one = number("lam", lam, "in [0, 1]", lambda value: 0 <= value <= 1)
+        lams = torch.tensor(one, dtype=torch.float64)
+    lams = lams.to(indices.device, torch.float64)
     if lams.shape not in ((), (r,)):
         raise ValueError(f"lam must be one number or ({r},), got shape {tuple(lams.shape)}")
     if not bool(((lams >= 0) & (lams <= 1)).all()):
@@ -168,7 +183,7 @@ def terms(
         raise ValueError(f"lam must be in [0, 1], got {outside[0].item()}")
     if weights is None:
         weights = torch.full((r, n), 1 / max(n, 1), dtype=torch.float64, device=indices.device)
-    weights = weights.to(indices.device)
+    weights = as_floats(weights, "weights").to(indices.device)
     if weights.shape != indices.shape:
         raise ValueError(f"weights must have the shape of indices, {tuple(indices.shape)}, got {tuple(weights.shape)}")
     total = weights.double().sum(1)
@@ -182,14 +197,14 @@ def terms(
     return torch.cat([rows[:, None], indices], dim=1), coefficients
 
 
-def _check_rows(name: str, rows: Tensor, ndim: int, m: int) -> None:
-    if rows.dtype != torch.int64:
-        raise TypeError(f"{name} must be int64, got {rows.dtype}")
+def _checked_rows(name: str, rows: Tensor, ndim: int, m: int) -> Tensor:
+    rows = as_integers(rows, name)
     if rows.ndim != ndim:
         raise ValueError(f"{name} must be {ndim}-D, got shape {tuple(rows.shape)}")
     if rows.numel() and not (rows.min() >= 0 and rows.max() < m):
         outside = rows[(rows < 0) | (rows >= m)][0].item()
         raise ValueError(f"{name} must be in [0, {m - 1}], got {outside}")
+    return rows
 
 
 def _weighted_sum(
@@ -236,12 +251,23 @@ def channel_statistics(normalize: Normalize | None, channels: int) -> tuple[Tens
     """
     if normalize is None:
         return torch.empty(0, dtype=torch.float64), torch.empty(0, dtype=torch.float64)
-    if len(normalize) != 2:
-        raise ValueError(f"normalize must be a pair (mean, std), got {normalize!r}")
-    mean, std = (torch.as_tensor(value, dtype=torch.float64).flatten() for value in normalize)
+    if not isinstance(normalize, (tuple, list, Tensor, np.ndarray)) or len(normalize) != 2:
+        raise ValueError(f"normalize must be a pair (mean, std), got {shown(normalize)}")
+    mean, std = (_numbers(value, name) for value, name in zip(normalize, ("mean", "std"), strict=True))
     for name, value in (("mean", mean), ("std", std)):
         if len(value) not in (1, channels):
             raise ValueError(f"normalize must give 1 or {channels} values of {name}, got {len(value)}")
     if not bool((std > 0).all() and mean.isfinite().all() and std.isfinite().all()):
-        raise ValueError(f"normalize must be finite with positive std, got {normalize!r}")
+        raise ValueError(f"normalize must be finite with positive std, got {shown(normalize)}")
     return mean.expand(channels), std.expand(channels)
+
+
+def _numbers(value: object, name: str) -> Tensor:
+    """A number, or several, as float64."""
+    if isinstance(value, (Tensor, np.ndarray)) and value.ndim:
+        return as_tensor(value, f"{name} of normalize").flatten().to(torch.float64)
+    several: Sequence[Any] = value if isinstance(value, (list, tuple)) else [value]
+    for one in several:
+        if not isinstance(one, (int, float, np.number)) and not (isinstance(one, Tensor) and one.ndim == 0):
+            raise TypeError(f"{name} of normalize must be a number or one per channel, got {shown(value)}")
+    return torch.tensor([float(one) for one in several], dtype=torch.float64)

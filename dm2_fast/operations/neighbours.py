@@ -91,7 +91,7 @@ class Neighbours:
         Raises:
             ValueError: k is not in [1, rows - 1].
         """
-        check_k(k, self._left - 1, self._left)
+        k = check_k(k, self._left - 1, self._left)
         if self.recall is None:
             return self._exact(k, "exact neighbours were asked for")
         if self._left < _LEAST_ROWS:
@@ -107,7 +107,7 @@ class Neighbours:
             queries: (q, d), like x.
             k: 1 <= k <= rows.
         """
-        check_k(k, self._left, self._left)
+        k = check_k(k, self._left, self._left)
         asked = matrix(queries, "queries")
         check_match(asked, self._rows.data, "queries")
         if not self._native:
@@ -116,7 +116,7 @@ class Neighbours:
 
     def of(self, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Find the exact k nearest other rows of some of the rows, given by their numbers (n,) int64."""
-        check_k(k, self._left - 1, self._left)
+        k = check_k(k, self._left - 1, self._left)
         if not self._native:
             distances, indices = knn(self._remaining(), k, self.metric, **self._options)
             return distances[rows], indices[rows]
@@ -183,6 +183,8 @@ class Neighbours:
         left = torch.nonzero(ids >= 0)[:, 0]
         ids, place = ids[left], torch.empty(self._left, dtype=torch.int64)
         place[ids] = left
+        sampled = place[sample]
+        del order, place
         slots = k + max(2, 2 * k // 5)
         if self._slots < slots:
             _, kind = cpp.prepared(self._rows.scale.dtype)
@@ -191,14 +193,18 @@ class Neighbours:
         for look in range(LOOKS):
             if look > 0 or self._steps == 0:
                 self._step()
-            recalls = recall_of(self._nearest(place[sample], torch.arange(len(sample)), k)[0], exact)
+            recalls = recall_of(self._nearest(sampled, torch.arange(len(sample)), k)[0], exact)
             recall, bound = float(recalls.mean()), lower_bound(recalls)
             if bound >= self.recall:
                 why = f"recall {recall:.4f}, at least {bound:.4f} with 95 % confidence, after {self._ranks} cells a row"
                 self._say(f"approximate neighbours: {why}")
                 below = float((recalls < 0.5).double().mean())
                 self.audit = Audit(recall, bound, below, len(sample), "approximate", why)
-                return self._nearest(left, ids, k)
+                distances, indices = self._nearest(left, ids, k)
+                short = torch.nonzero(distances[:, -1].isinf())[:, 0]  # rows that met fewer than k others
+                if len(short):
+                    distances[short], indices[short] = self.of(short, k)
+                return distances, indices
             if 1 - recall > _HOPELESS * (1 - self.recall):
                 break
         return self._exact(k, f"the approximate search reached a recall of {recall:.4f} only")

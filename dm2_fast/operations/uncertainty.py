@@ -6,13 +6,22 @@ import torch
 from torch import Tensor
 
 from dm2_fast.operations import backends
-from dm2_fast.operations.arrays import name_rows
+from dm2_fast.operations.arguments import one_of
+from dm2_fast.operations.arrays import as_floats, name_rows
+from dm2_fast.operations.multilabel import Over, check_over, multilabel_uncertainty
+from dm2_fast.operations.probabilities import refuse_probabilities
 
 Uncertainty: TypeAlias = Literal["least-confidence", "entropy", "margin"]
 
 
 def uncertainty(
-    logits: Tensor, kind: Uncertainty = "least-confidence", *, backend: str = "auto", num_threads: int | None = None
+    logits: Tensor,
+    kind: Uncertainty = "least-confidence",
+    *,
+    multilabel: Over | None = None,
+    these_are_logits: bool = False,
+    backend: str = "auto",
+    num_threads: int | None = None,
 ) -> Tensor:
     """Turn logits into one uncertainty per row, without storing the softmax.
 
@@ -23,26 +32,31 @@ def uncertainty(
     Args:
         logits: (n, C), C >= 2, float16 | bfloat16 | float32 | float64; -inf is a class of probability zero.
         kind: "least-confidence", "entropy" or "margin".
+        multilabel: Each column is a label of its own, with a sigmoid in place of the softmax (C >= 1): the "mean" or
+            the "max" of the labels' uncertainties, see `dm2_fast.operations.multilabel`. None: one class per row.
+        these_are_logits: Rows that look like probabilities, non-negative with sum 1, are logits nevertheless.
         backend, num_threads: As in `dm2_fast.knn`.
 
     Returns:
         (n,) float32 (float64 for float64 logits); larger is more uncertain.
 
     Raises:
-        ValueError: logits are not (n, C), hold NaN or +infinity, or kind is unknown.
+        ValueError: logits are not (n, C), hold NaN or +infinity, look like probabilities, or kind is unknown.
         TypeError: the dtype is not listed above.
         RuntimeError: a forced backend cannot run on logits.
     """
-    if kind not in get_args(Uncertainty):
-        raise ValueError(f"kind must be one of {', '.join(get_args(Uncertainty))}, got {kind!r}")
-    if logits.ndim != 2 or logits.shape[1] < 2:
+    one_of("kind", kind, get_args(Uncertainty))
+    check_over(multilabel)
+    logits = as_floats(logits, "logits")
+    if logits.ndim != 2 or logits.shape[1] < (2 if multilabel is None else 1):
         raise ValueError(f"logits must be (n, C) with at least two classes, got shape {tuple(logits.shape)}")
-    if not logits.is_floating_point():
-        raise TypeError(f"logits must be floating point, got {logits.dtype}")
-    logits = logits.detach()
     bad = torch.nonzero(~logits.amax(1).isfinite())[:, 0].tolist() if len(logits) else []
     if bad:
         raise ValueError(f"logits must be finite or -infinity, got NaN or infinity in {name_rows(bad)}")
+    if multilabel is not None:
+        return multilabel_uncertainty(logits, kind, multilabel)
+    if not these_are_logits:
+        refuse_probabilities(logits, "logits")
     module = backends.resolve(backend, logits, "uncertainty")
     options = backends.thread_options(module, num_threads)
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import yaml
 from matplotlib.figure import Figure
 
 from dm2_fast.experiment.config import identity
+from dm2_fast.experiment.folder.files import read_yaml
 
 COLUMNS = (
     "strategy", "labelled", "runs", "accuracy_mean", "accuracy_std", "accuracy_fgsm_mean", "accuracy_fgsm_std",
@@ -70,7 +70,7 @@ def write_report(folders: Sequence[Path], output: Path, *, echo: Callable[[str],
     settings as tell it from the rest. A run that is not finished counts as far as it went, and is named.
 
     Args:
-        folders: Folders of runs; what is no such folder is named and left out.
+        folders: Folders of runs; what is no such folder, or cannot be read, is named and left out.
         output: Folder to write to; made if it is not there.
         echo: Called with each line of the table and of what was left out.
 
@@ -78,7 +78,7 @@ def write_report(folders: Sequence[Path], output: Path, *, echo: Callable[[str],
         output.
 
     Raises:
-        ValueError: no folder holds a run, a run's files are damaged, or two folders hold the same run.
+        ValueError: no folder holds a run that can be read, or two folders hold the same run.
     """
     echo = echo or (lambda line: None)
     runs, notes = [], []
@@ -86,13 +86,18 @@ def write_report(folders: Sequence[Path], output: Path, *, echo: Callable[[str],
         if not (folder / "config.yaml").is_file():
             notes.append(f"left out: {folder} (no folder of a run)")
             continue
-        run = _read(folder)
+        try:
+            run = _read(folder)
+        except ValueError as error:
+            notes.append(f"left out: {error}")
+            continue
         if len(run.trainings) < run.planned:
             notes.append(f"not finished: {folder} ({len(run.trainings)} of {run.planned} trainings)")
         if run.trainings:
             runs.append(run)
     if not runs:
-        raise ValueError(f"none of these folders holds a run with a training: {', '.join(map(str, folders))}")
+        left_out = "".join(f"; {note}" for note in notes)
+        raise ValueError(f"none of these folders holds a run with a training: {', '.join(map(str, folders))}{left_out}")
     curves = {name: _points(group) for name, group in _groups(runs).items()}
     output.mkdir(parents=True, exist_ok=True)
     _write(output / "report.csv", curves)
@@ -104,15 +109,12 @@ def write_report(folders: Sequence[Path], output: Path, *, echo: Callable[[str],
 
 def _read(folder: Path) -> _Run:
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text())
-        if not isinstance(config, dict):
-            raise ValueError("config.yaml holds something else than options and their values")
-        settings = _flat(identity(config))
+        settings = _flat(identity(read_yaml(folder / "config.yaml")))
         seed = int(settings.pop("seed"))
         with (folder / "rounds.csv").open(newline="") as file:
             trainings = [_training(line) for line in csv.DictReader(file)]
         return _Run(folder, seed, settings, trainings, planned=int(settings["rounds"]) + 1)
-    except (yaml.YAMLError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise ValueError(f"cannot read run {folder}: {reason}") from error
 

@@ -17,7 +17,7 @@ from dm2_fast.acquire import select_from
 from dm2_fast.adversarial import fgsm
 from dm2_fast.experiment.config import AdversarialConfig, RunConfig, TrainingConfig, resolve
 from dm2_fast.experiment.data.sets import Data, load
-from dm2_fast.experiment.folder.files import replacing
+from dm2_fast.experiment.folder.files import read_yaml, remove_partial, replacing
 from dm2_fast.experiment.loop import fresh_model, shuffled
 from dm2_fast.experiment.machine import machine, reproducible, usable_device
 from dm2_fast.experiment.training import Labelled, train
@@ -106,6 +106,7 @@ def _table4(config: Table4Config, device: torch.device, echo: Callable[[str], No
     folder, budgets = config.output, config.budgets
     methods = {name: strategies.get(name) for name in config.methods or strategies.names()}
     folder.mkdir(parents=True, exist_ok=True)
+    remove_partial(folder)
     _check_settings(folder / "settings.yaml", config)
 
     order = shuffled(torch.arange(len(data.x)), config.seed, "initial")
@@ -204,7 +205,10 @@ def _trained(file: Path, recipe: RunConfig, data: Data, labelled: Tensor, device
         train(model, part, recipe.training, data.normalize, recipe.seed, progress=True)
         with replacing(file) as whole:
             torch.save(model.state_dict(), whole)
-    model.load_state_dict(torch.load(file, map_location=device, weights_only=True))
+    try:
+        model.load_state_dict(torch.load(file, map_location=device, weights_only=True))
+    except Exception as error:  # pickle, zip and torch each have their own
+        raise ValueError(f"{file} is damaged: remove it, and the network is trained again") from error
     return model
 
 
@@ -213,7 +217,7 @@ def _check_settings(file: Path, config: Table4Config) -> None:
     values = asdict(config) | {"methods": config.methods or list(strategies.names())}
     now = {name: str(value) for name, value in values.items() if name not in ("table", "data_dir", "output")}
     if file.exists():
-        before = yaml.safe_load(file.read_text())
+        before = read_yaml(file)
         different = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
         if different:
             raise FileExistsError(

@@ -102,15 +102,18 @@ def read_timings(file: Path) -> list[Timing]:
     """The timings of a file, without a last line that was not written to its end."""
     if not file.exists():
         return []
-    text = file.read_text()
-    complete = text[: text.rfind("\n") + 1].splitlines()
-    return [
-        Timing(
-            t["axis"], int(t["classes"]), t["part"], t["name"], int(t["budget"]), int(t["repeat"]),
-            float(t["seconds"]), int(t["peak_bytes"]), t["passes"],
-        )
-        for t in csv.DictReader(complete)
-    ]  # fmt: skip
+    try:
+        text = file.read_text(encoding="utf-8")
+        complete = text[: text.rfind("\n") + 1].splitlines()
+        return [
+            Timing(
+                t["axis"], int(t["classes"]), t["part"], t["name"], int(t["budget"]), int(t["repeat"]),
+                float(t["seconds"]), int(t["peak_bytes"]), t["passes"],
+            )
+            for t in csv.DictReader(complete)
+        ]  # fmt: skip
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise ValueError(f"{file} is damaged: remove it, or name another --output") from error
 
 
 def write_timings(file: Path, timings: Iterable[Timing]) -> None:

@@ -1,7 +1,6 @@
 """`dm2-fast select`: the next samples to label from a pool of one's own on disk, of which only blocks are in memory."""
 
 import csv
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from dm2_fast import plugins, strategies
 from dm2_fast.acquire import select
+from dm2_fast.experiment.folder.files import naming_file, unfinished
 from dm2_fast.experiment.folder.sheet import draw_chosen
 from dm2_fast.experiment.machine import reproducible, usable_device
 from dm2_fast.operations.mix import Normalize
@@ -124,7 +124,8 @@ def select_from_files(config: SelectConfig, *, echo: Callable[[str], None] | Non
     output.parent.mkdir(parents=True, exist_ok=True)
     with (
         reproducible(config.threads),
-        tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as unfinished,
+        naming_file(output),
+        unfinished(output) as scratch,
     ):
         device = usable_device(config.device)
         model = (_model(config, array) if config.features is None else read_head(Path(str(config.head)), array)).to(
@@ -138,7 +139,7 @@ def select_from_files(config: SelectConfig, *, echo: Callable[[str], None] | Non
         with plugins.naming(config.model, f"samples of shape {array.shape[1:]}"):
             picked = select(
                 model,
-                **_samples_of(config, array, unlabelled, Path(unfinished)),
+                **_samples_of(config, array, unlabelled, scratch),
                 budget=config.budget,
                 strategy=config.strategy,
                 options=config.options,
@@ -149,13 +150,15 @@ def select_from_files(config: SelectConfig, *, echo: Callable[[str], None] | Non
                 round=config.round,
                 progress=True,
             )
-        folder = Path(unfinished) / "selection"
+        folder = scratch / "selection"
         folder.mkdir()
         _write(folder, config, array, unlabelled, picked)
         folder.replace(output)
     if echo:
         if picked.prepared is not None and picked.prepared.startswith("off: "):
             echo(f"the model runs as it is, since it cannot be prepared, which costs speed: {picked.prepared[5:]}")
+        if picked.audit is not None:
+            echo(f"{picked.audit.path} neighbours: {picked.audit.why}")
         echo(", ".join(f"{stage} {value:.1f} s" for stage, value in picked.seconds.items()))
     return output
 

@@ -42,6 +42,17 @@ def open_array(name: str, file: Path) -> NDArray[Any]:
     return array
 
 
+def check_whole(name: str, array: NDArray[Any]) -> None:
+    """Raise if the file behind an array is shorter than it was: to read on would end the process.
+
+    Raises:
+        ValueError: it is.
+    """
+    file = getattr(array, "filename", None)
+    if file is not None and Path(file).stat().st_size < array.offset + array.nbytes:  # type: ignore[attr-defined]
+        raise ValueError(f"{name} was cut while it was read: {file}")
+
+
 class PoolRows:
     """Some rows of an array on disk, read when they are asked for: a pool as `dm2_fast.select` takes it.
 
@@ -60,6 +71,7 @@ class PoolRows:
 
     def __getitem__(self, places: Any) -> NDArray[Any]:
         rows = self.rows[places]
+        check_whole(self.name, self.array)
         values = np.ascontiguousarray(self.array[rows], self.array.dtype.newbyteorder("="))
         if values.dtype.kind == "f":
             finite = np.isfinite(values).reshape(len(values), -1).all(1)
@@ -77,6 +89,7 @@ def contiguous(array: NDArray[Any], rows: NDArray[np.int64], scratch: Path) -> N
     """
     dtype = _searched(array)
     if len(rows) == len(array) and array.dtype == dtype and array.flags.c_contiguous:
+        check_whole("features", array)
         return array
     some = PoolRows("features", array, rows)
     with tempfile.TemporaryFile(dir=scratch) as file:

@@ -3,7 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+from torch import nn
+
 from dm2_fast import plugins
+from dm2_fast.operations.arguments import shown
 from dm2_fast.round import Picked, Round
 from dm2_fast.strategies import (
     alpha_mix,
@@ -44,16 +47,16 @@ def get(strategy: str | Strategy | Callable[[Round, int, Any], Picked]) -> Strat
     """
     if isinstance(strategy, Strategy):
         return strategy
-    if callable(strategy):
+    if callable(strategy) and not isinstance(strategy, (type, nn.Module)):
         return Strategy(getattr(strategy, "__name__", type(strategy).__name__), strategy)
     if not isinstance(strategy, str):
-        raise TypeError(
-            f"strategy must be a name or a function, got a {type(strategy).__name__} (options go to options=)"
-        )
+        raise TypeError(f"strategy must be a name or a function, got {shown(strategy)} (options go to options=)")
     if plugins.is_plugin(strategy):
         return plugins.strategy(strategy)
     if strategy not in _STRATEGIES:
-        raise ValueError(f"strategy must be one of {', '.join(names())} or package.module:function, got {strategy!r}")
+        raise ValueError(
+            f"strategy must be one of {', '.join(names())} or package.module:function, got {shown(strategy)}"
+        )
     return _STRATEGIES[strategy]
 
 

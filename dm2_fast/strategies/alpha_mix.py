@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dm2_fast import draws
+from dm2_fast.operations.arguments import number, whole
 from dm2_fast.round import Picked, Round
 from dm2_fast.strategy import FEATURES, LABELLED, Strategy
+from dm2_fast.threads import clustering
 
 _BLOCK = 1 << 20  # elements of the features that are in float64 at once
 
@@ -29,10 +31,8 @@ class AlphaMixConfig:
     iterations: int = 20
 
     def __post_init__(self) -> None:
-        if not 0 < self.cap_step <= 1:
-            raise ValueError(f"cap_step must be in (0, 1], got {self.cap_step}")
-        if self.iterations < 1:
-            raise ValueError(f"iterations must be at least 1, got {self.iterations}")
+        number("cap_step", self.cap_step, "in (0, 1]", lambda value: 0 < value <= 1)
+        object.__setattr__(self, "iterations", whole("iterations", self.iterations, 1))
 
 
 def choose(round: Round, budget: int, options: AlphaMixConfig) -> Picked:
@@ -48,6 +48,7 @@ def choose(round: Round, budget: int, options: AlphaMixConfig) -> Picked:
     Raises:
         ValueError: there is no labelled set, or the head is not linear.
     """
+    round.one_class()
     if not isinstance(round.head, nn.Linear):
         raise ValueError(f"head must be a linear layer for alpha-mix, got {type(round.head).__name__}")
     if round.labels is None:
@@ -129,13 +130,12 @@ def _nearest_to_centres(features: Tensor, sample: Tensor, budget: int, iteration
     """The row of each of budget k-means clusters that is nearest to its centre, ties to the lower row."""
     from sklearn.cluster import KMeans, kmeans_plusplus
     from sklearn.exceptions import ConvergenceWarning
-    from threadpoolctl import threadpool_limits
 
     n = len(features)
     if n <= budget:
         return torch.arange(n)
     x = F.normalize(features.float()).cpu().numpy()
-    with warnings.catch_warnings(), threadpool_limits(1):  # sums by several threads would depend on their number
+    with clustering(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than clusters
         centres, _ = kmeans_plusplus(x[sample.numpy()], budget, random_state=seed)
         means = KMeans(budget, init=centres, n_init=1, max_iter=iterations).fit(x)

@@ -26,6 +26,7 @@ def choose(round: Round, budget: int, options: None) -> Picked:
     left equals a chosen one, rows are drawn uniformly from those not yet chosen. It has no options; rows have no score
     of their own.
     """
+    round.one_class()
     features, logits = round.features, round.logits
     with round.stage("choose"):
         uniforms = draws.uniform(round.seed, round.round, np.arange(budget), "seeding").tolist()

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dm2_fast.operations.arguments import whole
 from dm2_fast.round import Picked, Round, highest
 from dm2_fast.strategy import DROPOUT, FEATURES, Strategy
 
@@ -19,8 +20,7 @@ class BALDConfig:
     passes: int = 30
 
     def __post_init__(self) -> None:
-        if self.passes < 1:
-            raise ValueError(f"passes must be at least 1, got {self.passes}")
+        object.__setattr__(self, "passes", whole("passes", self.passes, 1))
 
 
 def choose(round: Round, budget: int, options: BALDConfig) -> Picked:

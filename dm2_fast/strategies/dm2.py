@@ -7,6 +7,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from dm2_fast.model.batches import check_mixable
+from dm2_fast.operations.arguments import number, one_of, whole
 from dm2_fast.operations.knn import Metric, knn, weights
 from dm2_fast.operations.mix import Mix, Recipe, check_mix, recipe
 from dm2_fast.operations.neighbours import Neighbours
@@ -30,6 +32,8 @@ class DM2Config:
         alpha: Parameter of the Beta(alpha, alpha) that lam=beta draws from.
         score: Uncertainty of the mixed sample, Eq. 10: 1 - max softmax, or entropy.
         offset: Skip this many of the highest scores before choosing (Figure 1).
+        space: What is mixed: the input of the model, or features = the input of its head, Eq. 7 on f in place of x;
+            only the head runs on the mixtures, and anything that has features can be mixed.
         recall: None for exact neighbours; or for large pools on a CPU, the recall in (0, 1) that approximate ones must
             have. The rows that score highest, five times the budget, then get their exact neighbours and score, since
             what is chosen depends on these alone. `Picked.audit` says what was reached.
@@ -42,26 +46,28 @@ class DM2Config:
     alpha: float = 1.0
     score: Literal["least-confidence", "entropy"] = "least-confidence"
     offset: int = 0
+    space: Literal["input", "features"] = "input"
     recall: float | None = None
 
     def __post_init__(self) -> None:
         weights(self.metric, 1)
         check_mix(self.mix, self.lam, self.alpha)
-        if self.k < 1:
-            raise ValueError(f"k must be at least 1, got {self.k}")
-        scores = get_args(DM2Config.__annotations__["score"])
-        if self.score not in scores:
-            raise ValueError(f"score must be one of {', '.join(scores)}, got {self.score!r}")
-        if self.offset < 0:
-            raise ValueError(f"offset must be at least 0, got {self.offset}")
-        if self.recall is not None and not 0 < self.recall < 1:
-            raise ValueError(f"recall must be between 0 and 1, or None for exact neighbours, got {self.recall}")
+        object.__setattr__(self, "k", whole("k", self.k, 1))
+        one_of("score", self.score, get_args(DM2Config.__annotations__["score"]))
+        object.__setattr__(self, "offset", whole("offset", self.offset, 0))
+        one_of("space", self.space, ("input", "features"))
+        if self.recall is not None:
+            number("recall", self.recall, "between 0 and 1, or None for exact neighbours", lambda value: 0 < value < 1)
 
 
 def choose(round: Round, budget: int, options: DM2Config) -> Picked:
     """Choose the budget rows whose mixtures score highest, after skipping options.offset, ties to the lower row."""
     m, forward = len(round), round.forward
     check_budget(budget, m, options.offset)
+    if options.space == "features":
+        forward = round.behind_head
+    else:
+        check_mixable(round.samples)
     features = round.features
     k = min(options.k, m - 1)
     if k < options.k:

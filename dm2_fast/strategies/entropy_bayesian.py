@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 import torch
 
+from dm2_fast.operations.arguments import one_of, whole
 from dm2_fast.round import Picked, Round, highest
 from dm2_fast.strategy import DROPOUT, FEATURES, Strategy
 
@@ -22,11 +23,8 @@ class EntropyBayesianConfig:
     reading: Literal["predictive", "expected"] = "predictive"
 
     def __post_init__(self) -> None:
-        if self.passes < 1:
-            raise ValueError(f"passes must be at least 1, got {self.passes}")
-        readings = get_args(EntropyBayesianConfig.__annotations__["reading"])
-        if self.reading not in readings:
-            raise ValueError(f"reading must be one of {', '.join(readings)}, got {self.reading!r}")
+        object.__setattr__(self, "passes", whole("passes", self.passes, 1))
+        one_of("reading", self.reading, get_args(EntropyBayesianConfig.__annotations__["reading"]))
 
 
 def choose(round: Round, budget: int, options: EntropyBayesianConfig) -> Picked:

@@ -10,7 +10,6 @@ A node whose column sum is not positive, which signed features can have, has no 
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial, reduce
 from typing import TypeVar
 
@@ -20,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dm2_fast import draws
+from dm2_fast.threads import each, threads_of_torch
 
 HIDDEN, DROPOUT = 128, 0.3
 STEPS, LR, WEIGHT_DECAY = 200, 1e-3, 5e-4
@@ -41,25 +41,19 @@ def label_scores(
     threads: each works on whole blocks of rows, and blocks are added in their order.
     """
     nodes = torch.cat([F.normalize(rows.detach().float()) for rows in (pool, labelled)])
-    threads = num_threads or torch.get_num_threads()
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # within a block
-    try:
-        with torch.no_grad(), ThreadPoolExecutor(threads) as executor:
-            network = GraphNetwork(nodes, executor, seed, round)
-            for step in range(STEPS):
-                network.step(step, len(pool), lam)
-            return torch.sigmoid(network.logits()), network.hidden
-    finally:
-        torch.set_num_threads(before)
+    with torch.no_grad():
+        network = GraphNetwork(nodes, num_threads or threads_of_torch(), seed, round)
+        for step in range(STEPS):
+            network.step(step, len(pool), lam)
+        return torch.sigmoid(network.logits()), network.hidden
 
 
 class GraphNetwork:
     """The nodes, their smoothed features A X, the weights and the hidden features of the last pass."""
 
-    def __init__(self, nodes: Tensor, executor: ThreadPoolExecutor, seed: int, round: int) -> None:
+    def __init__(self, nodes: Tensor, num_threads: int, seed: int, round: int) -> None:
         (m, d), device = nodes.shape, nodes.device
-        self.nodes, self.executor, self.seed, self.round = nodes, executor, seed, round
+        self.nodes, self.num_threads, self.seed, self.round = nodes, num_threads, seed, round
         self.blocks = [slice(i, min(i + _BLOCK, m)) for i in range(0, m, _BLOCK)]
         own = torch.cat(self.each(lambda b: nodes[b].double().square().sum(1)))
         total = self.sum(lambda b: nodes[b].double().sum(0))
@@ -82,7 +76,7 @@ class GraphNetwork:
 
     def each(self, work: Callable[[slice], T]) -> list[T]:
         """work of every block, in their order."""
-        return list(self.executor.map(work, self.blocks))
+        return list(each(work, self.blocks, self.num_threads))
 
     def sum(self, work: Callable[[slice], Tensor]) -> Tensor:
         """The sum of work over the blocks, in their order."""
@@ -128,7 +122,7 @@ class GraphNetwork:
             return self.smoothed[block].T @ through, through.sum(0), hidden.T @ back[block]
 
         parts = zip(*self.each(gradients), strict=True)
-        found = [*(reduce(torch.add, part) for part in parts), slope.sum(0)]
+        found = [*(reduce(torch.add, part) for part in parts), self.sum(lambda b: slope[b].sum(0))]
         for weight, gradient in zip(self.weights, found, strict=True):
             weight.grad = gradient
         self.optimizer.step()

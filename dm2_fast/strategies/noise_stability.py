@@ -10,10 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from dm2_fast import draws
+from dm2_fast.model.head import model_device
 from dm2_fast.model.passes import ForwardPass
+from dm2_fast.model.preparation import full_precision
+from dm2_fast.operations.arguments import number, one_of, whole
 from dm2_fast.round import Picked, Round
 from dm2_fast.strategies.k_center import k_center_greedy
 from dm2_fast.strategy import Pass, Strategy
+from dm2_fast.threads import guarding
 
 
 @dataclass(frozen=True)
@@ -32,13 +36,9 @@ class NoiseStabilityConfig:
     noise: Literal["module", "global"] = "module"
 
     def __post_init__(self) -> None:
-        if self.passes < 1:
-            raise ValueError(f"passes must be at least 1, got {self.passes}")
-        if not 0 < self.scale < float("inf"):
-            raise ValueError(f"scale must be positive and finite, got {self.scale}")
-        kinds = get_args(NoiseStabilityConfig.__annotations__["noise"])
-        if self.noise not in kinds:
-            raise ValueError(f"noise must be one of {', '.join(kinds)}, got {self.noise!r}")
+        object.__setattr__(self, "passes", whole("passes", self.passes, 1))
+        number("scale", self.scale, "positive and finite", lambda value: value > 0)
+        one_of("noise", self.noise, get_args(NoiseStabilityConfig.__annotations__["noise"]))
 
 
 def choose(round: Round, budget: int, options: NoiseStabilityConfig) -> Picked:
@@ -59,6 +59,7 @@ def choose(round: Round, budget: int, options: NoiseStabilityConfig) -> Picked:
 
 def noise(round: Round, options: NoiseStabilityConfig) -> Tensor:
     """The `deviations` of the round's pool, computed once."""
+    round.one_class()
     return round.once("noise", options, lambda: deviations(round.forward, options, round.seed, round.round))
 
 
@@ -70,7 +71,8 @@ def deviations(forward: ForwardPass, options: NoiseStabilityConfig, seed: int = 
     in the precision of the model, but at least float32 without TF32. Noise is drawn for a copy of the model, keyed by
     (seed, round, t, position of the parameter).
     """
-    model = copy.deepcopy(forward.model)
+    with guarding(model_device(forward.model)):  # other calls may have hooked it
+        model = copy.deepcopy(forward.model)
     if next((p.dtype.itemsize for p in model.parameters() if p.is_floating_point()), 4) < 4:
         model.float()
     weights = _perturbed(model, options.noise)
@@ -83,7 +85,7 @@ def deviations(forward: ForwardPass, options: NoiseStabilityConfig, seed: int = 
     def softmax() -> Tensor:
         return forward.through(model).logits().softmax(1)
 
-    with _no_tf32():
+    with _no_tf32(model_device(model).type):
         p = softmax()
         m, classes = p.shape
         x = torch.empty(m, options.passes * classes, dtype=p.dtype, device=p.device)
@@ -118,14 +120,17 @@ def _noise(
 
 
 @contextmanager
-def _no_tf32() -> Iterator[None]:
+def _no_tf32(device: str) -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+    with full_precision(device):
+        if before == "highest":  # nothing to change for the whole process
             yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+            return
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
 
 NOISE = Pass("noise", noise)

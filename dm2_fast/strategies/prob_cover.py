@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dm2_fast import draws
+from dm2_fast.operations.arguments import number
 from dm2_fast.operations.knn import knn
 from dm2_fast.operations.nearest import lower_to_nearest, nearest_squared
 from dm2_fast.round import Picked, Round
 from dm2_fast.strategies.k_center import k_center_greedy
 from dm2_fast.strategy import FEATURES, LABELLED, Strategy
+from dm2_fast.threads import clustering
 
 MOST_EDGES = 2 * 10**8  # of both directions, which bounds the memory
 _BLOCK = 2**24  # pairs looked at together
@@ -36,10 +38,9 @@ class ProbCoverConfig:
     purity: float = 0.95
 
     def __post_init__(self) -> None:
-        if self.radius != "purity" and (isinstance(self.radius, str) or not 0 < self.radius < float("inf")):
-            raise ValueError(f"radius must be positive and finite or 'purity', got {self.radius!r}")
-        if not 0 < self.purity <= 1:
-            raise ValueError(f"purity must be in (0, 1], got {self.purity}")
+        if not (isinstance(self.radius, str) and self.radius == "purity"):
+            number("radius", self.radius, "positive and finite or 'purity'", lambda value: value > 0)
+        number("purity", self.purity, "in (0, 1]", lambda value: 0 < value <= 1)
 
 
 def choose(round: Round, budget: int, options: ProbCoverConfig) -> Picked:
@@ -84,9 +85,8 @@ def pure_radius(x: Tensor, clusters: int, purity: float, seed: int, **compute: A
     with n_init=1, on one thread since its result depends on their number.
     """
     from sklearn.cluster import KMeans
-    from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(limits=1):
+    with clustering():
         distinct = min(clusters, len(torch.unique(x, dim=0)))
         labels = KMeans(distinct, n_init=1, random_state=seed).fit_predict(x.numpy())
     other = torch.full((len(x),), torch.inf)

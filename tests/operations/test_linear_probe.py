@@ -129,7 +129,7 @@ def test_blocks_do_not_change_the_scores_in_triton() -> None:
         ({"weight": torch.ones(4, 2)}, ValueError, r"weight must be \(C, 3\) .*, got shape \(4, 2\)"),
         ({"weight": torch.ones(1, 3)}, ValueError, r"weight must be \(C, 3\) .*, got shape \(1, 3\)"),
         ({"bias": torch.ones(3)}, ValueError, r"bias must be \(4,\), got shape \(3,\)"),
-        ({"weight": torch.ones(4, 3, device="meta")}, ValueError, "weight must be on the device of features, cpu, got"),
+        ({"weight": torch.ones(4, 3, device="meta")}, TypeError, "weight must hold values, got a tensor on the"),
         ({"bias": torch.full((4,), torch.inf)}, ValueError, "bias must be finite, got NaN or infinity in rows 0, 1,"),
         ({"features": torch.full((9, 3), torch.nan)}, ValueError, "features must be finite, got NaN .* in rows 0, 1"),
         ({"lam": 1.5}, ValueError, r"lam must be in \[0, 1\], got 1.5"),

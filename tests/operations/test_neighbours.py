@@ -211,6 +211,18 @@ def test_rows_that_leave_are_nobodys_neighbours_and_nothing_is_prepared_again() 
 
 
 @pytest.mark.usefixtures("small")
+def test_rows_whose_neighbours_have_all_left_get_others() -> None:
+    x = clusters(3000)
+    index = Neighbours(x, recall=0.05)
+    met = index.graph(10)[1][:40]
+    far = index.without(met.unique())
+    distances, indices = far.graph(10)
+    assert distances.isfinite().all()
+    assert int(indices.max()) < len(far)
+    assert all(len(set(row)) == 10 for row in indices.tolist())
+
+
+@pytest.mark.usefixtures("small")
 def test_the_audit_would_notice_a_graph_that_is_worse(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rows it looks at stand for all: what is wrong with the first tenth of them costs a tenth of the recall."""
     x = clusters()

@@ -171,6 +171,15 @@ def test_features_in_columns_give_the_same_as_in_rows() -> None:
     assert (second / "selected.csv").read_bytes() == (first / "selected.csv").read_bytes()
 
 
+def test_the_report_says_how_good_the_neighbours_are() -> None:
+    lines: list[str] = []
+    first = select_from_files(FEATURES)
+    options = DM2Config(k=3, lam=0.3, recall=0.9)
+    second = select_from_files(replace(FEATURES, output=Path("second"), options=options), echo=lines.append)
+    assert (second / "selected.csv").read_bytes() == (first / "selected.csv").read_bytes()
+    assert "exact neighbours: below 50000 rows the exact search costs no more" in lines
+
+
 @pytest.mark.parametrize("kind", ["uint8", "float32", "nhwc"])
 @pytest.mark.parametrize("labelled", [None, Path("labelled.txt")])
 def test_images_are_mixed_and_scored_by_their_model(labelled: Path | None, kind: str) -> None:

@@ -63,7 +63,7 @@ def test_recall_must_be_a_share() -> None:
 
 
 def test_a_long_search_names_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dm2, "_MILLION_MINUTES", 1e6)
+    monkeypatch.setattr(dm2, "_MILLION_MINUTES", 1e12)
     x = torch.from_numpy(np.random.default_rng(1).standard_normal((300, 32), np.float32))
     with pytest.warns(UserWarning, match=r"300 rows of 32 features may take \d+ minutes: DM2Config\(recall=0.95\)"):
         select(head(), x, 20)

@@ -1,6 +1,5 @@
 """CoreSet, BADGE, ProbCover, UncertainGCN and CoreGCN against their definitions: dense, float64, written out."""
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -296,9 +295,8 @@ def test_the_graph_is_the_dense_one(signed: bool, monkeypatch: pytest.MonkeyPatc
     assert _lonely(x) == (10 if signed else 0)
     assert ((a - torch.eye(40)).abs().sum(0) == 0).sum() == 1 + _lonely(x)
     f = torch.randn(40, 3, generator=torch.Generator().manual_seed(1))
-    with ThreadPoolExecutor(2) as executor:
-        network = graph_network.GraphNetwork(F.normalize(x), executor, 0, 0)
-        found, transposed = network.smooth(f), network.smooth_transposed(f)
+    network = graph_network.GraphNetwork(F.normalize(x), 2, 0, 0)
+    found, transposed = network.smooth(f), network.smooth_transposed(f)
     scale = a.abs() @ f.double().abs() + a.T.abs() @ f.double().abs()
     assert ((found - a @ f.double()).abs() <= 1e-5 * scale).all()
     assert ((transposed - a.T @ f.double()).abs() <= 1e-5 * scale).all()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dm2_fast.experiment.config import RunConfig, identity, to_dict
 from dm2_fast.experiment.data.sets import Data
-from dm2_fast.experiment.folder.files import remove_partial, replacing
+from dm2_fast.experiment.folder.files import read_yaml, remove_partial, replacing
 from dm2_fast.experiment.folder.sheet import draw_chosen
 from dm2_fast.experiment.state import RoundResult, State
 from dm2_fast.round import Picked
@@ -51,7 +51,7 @@ class RunFolder:
             except BlockingIOError as error:
                 raise FileExistsError(f"another process is using {path}") from error
             if file.exists():
-                _check_same(path, yaml.safe_load(file.read_text()), to_dict(config))
+                _check_same(path, read_yaml(file), to_dict(config))
             else:
                 # Without its own place: repeated with other options, the run shall not land in this folder.
                 with replacing(file) as partial:

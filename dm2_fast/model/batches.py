@@ -1,0 +1,65 @@
+"""Batches of one shape, as a model takes them: plain rows of a pool, or mixed ones (Eq. 7)."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dm2_fast.model.functions import FunctionModel
+from dm2_fast.model.head import model_device, model_dtype
+from dm2_fast.model.pools import are_integers, unmixable
+from dm2_fast.model.together import Batch, Together, take, to_model
+from dm2_fast.operations.arrays import ArrayLike
+from dm2_fast.operations.mix import Recipe, mix
+
+
+def check_mixable(pool: ArrayLike | Together) -> None:
+    """Raise unless samples can be mixed as they are.
+
+    Raises:
+        TypeError: they are integers or several inputs; the message names the option that mixes features instead.
+    """
+    why = unmixable(pool)
+    if why is not None:
+        raise TypeError(
+            f"samples cannot be mixed as they are, since {why}: mix their features, with "
+            "options=DM2Config(space='features')"
+        )
+
+
+def make_batch(
+    model: nn.Module,
+    pool: ArrayLike | Together,
+    recipe: Recipe | None,
+    start: int,
+    size: int,
+    lock: AbstractContextManager[object],
+    channels_last: bool = False,
+    some: Tensor | None = None,
+    **options: Any,
+) -> Batch:
+    """Size rows of the plain or mixed pool, or of some of its rows, from start on.
+
+    What lies behind the pool's end is filled with copies of the last row: a batch of another shape may round
+    differently. The lock is held while anything is read that need not bear two threads; options go to `mix`.
+    """
+    device, dtype = model_device(model), model_dtype(model)
+    rows = torch.arange(start, start + size).clamp(max=len(pool if some is None else some) - 1)
+    rows = rows if some is None else some[rows]
+    if isinstance(pool, Together) or are_integers(pool):
+        if recipe is not None:
+            check_mixable(pool)
+        with lock:
+            if isinstance(pool, Together):
+                return pool.batch(rows, device, dtype)
+            return to_model(take(pool, rows, "inputs"), device, dtype)
+    neighbours, lam, weights = torch.empty(size, 0, dtype=torch.int64), torch.tensor(1.0), None
+    if recipe is not None:
+        neighbours, lam = recipe.indices[rows].cpu(), recipe.lam[rows].cpu()
+        weights = None if recipe.weights is None else recipe.weights[rows].cpu()
+    memory_format = torch.channels_last if channels_last else torch.preserve_format
+    with nullcontext() if isinstance(pool, (Tensor, np.ndarray)) else lock:
+        batch = mix(pool, neighbours, lam, weights=weights, rows=rows, memory_format=memory_format, **options)
+    return batch if isinstance(model, FunctionModel) else batch.to(device, dtype)

@@ -1,0 +1,112 @@
+"""What a round knows where there is no model: features, logits, or features and the linear head that reads them."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from dm2_fast.model.functions import FunctionModel
+from dm2_fast.model.linear_head import linear_head
+from dm2_fast.operations.arrays import as_matrix
+from dm2_fast.operations.probabilities import logits_of, refuse_probabilities
+
+_BATCH_BYTES = 2**22  # of features: what a linear head does with fewer costs less than starting it
+
+
+class NoModel(FunctionModel):
+    """Stands where the model would, and says that there is none."""
+
+    def __init__(self) -> None:
+        super().__init__(_missing)
+
+
+def _missing(_: object) -> NoReturn:
+    raise ValueError(
+        "this strategy runs the model, and there is none: pass head=(weight, bias) to Round.from_arrays, "
+        "or a model to select"
+    )
+
+
+@dataclass(frozen=True)
+class Given:
+    """The arrays of a round.
+
+    Attributes:
+        model: The head, or what stands for it.
+        pool: What the model would run on.
+        features, logits, labelled_features: As far as they were given.
+    """
+
+    model: nn.Module
+    pool: Tensor
+    features: Tensor | None
+    logits: Tensor | None
+    labelled_features: Tensor | None
+
+    @property
+    def batch_size(self) -> int:
+        """Rows per pass of the head."""
+        return max(1, _BATCH_BYTES // (self.pool[0].numel() * self.pool.element_size()))
+
+    def passes(self) -> dict[tuple[str, Hashable], Any]:
+        """What need not be computed, as a round keeps it."""
+        kept: dict[tuple[str, Hashable], Any] = {}
+        if self.logits is not None:
+            kept["logits", None] = self.logits
+        if self.logits is not None or isinstance(self.model, NoModel):
+            kept["features", None] = self.features, self.logits
+        if self.labelled_features is not None and isinstance(self.model, NoModel):
+            kept["labelled", None] = self.labelled_features
+        return kept
+
+
+def given(
+    features: Any,
+    logits: Any,
+    probabilities: Any,
+    labelled_features: Any,
+    head: nn.Linear | tuple[Any, Any] | None,
+    multilabel: str | None,
+    these_are_logits: bool,
+) -> Given:
+    """Check the arrays of `dm2_fast.Round.from_arrays` against each other.
+
+    Raises:
+        ValueError: nothing is given, shapes do not fit, or what is given as logits looks like probabilities.
+        TypeError: one is no array of numbers.
+    """
+    if features is None and logits is None and probabilities is None:
+        raise ValueError("give features=, logits= or probabilities=")
+    if logits is not None and probabilities is not None:
+        raise ValueError("give logits= or probabilities=, not both")
+    x = None if features is None else as_matrix(features, "features")
+    outputs = None
+    if probabilities is not None:
+        outputs = logits_of(as_matrix(probabilities, "probabilities"), multilabel=multilabel is not None)
+    elif logits is not None:
+        outputs = as_matrix(logits, "logits")
+        if multilabel is None and not these_are_logits:
+            refuse_probabilities(outputs, "logits")
+    if x is not None and outputs is not None and len(x) != len(outputs):
+        raise ValueError(f"features and logits must have as many rows, got {len(x)} and {len(outputs)}")
+    others = None if labelled_features is None else as_matrix(labelled_features, "labelled_features")
+    if x is not None and others is not None:
+        if others.shape[1] != x.shape[1]:
+            raise ValueError(f"labelled_features must have the {x.shape[1]} columns of features, got {others.shape[1]}")
+        others = others.to(x.dtype)
+    if head is None:
+        pool = x if x is not None else outputs
+        assert pool is not None
+        return Given(NoModel(), pool, x, outputs, others)
+    if x is None:
+        raise ValueError("head= reads features: give features= too")
+    weight, bias = (head.weight, head.bias) if isinstance(head, nn.Linear) else head
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    x = x.to(dtype)
+    bias = torch.zeros(len(weight)) if bias is None else bias
+    layer = linear_head(weight, bias, x.shape[1], dtype).to(x.device)
+    if outputs is not None and outputs.shape[1] != layer.out_features:
+        raise ValueError(f"logits must have the {layer.out_features} classes of the head, got {outputs.shape[1]}")
+    return Given(layer, x, x, outputs, None if others is None else others.to(dtype))

@@ -1,0 +1,12 @@
+"""The short form of the fuzzers: the same cases every time, within two minutes."""
+
+import pytest
+from fuzz.run import run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "cases"), [("engine", 600), ("calls", 1500), ("threads", 8), ("files", 60)])
+def test_cases_of_seeds_that_are_known(name: str, cases: int) -> None:
+    count, findings = run(name, 0, cases, None)
+    assert count == cases
+    assert not findings, findings[0]

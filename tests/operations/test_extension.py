@@ -1,0 +1,204 @@
+"""`dm2_fast._C` by itself: whatever it is given, it stays within the arrays, and Ctrl-C ends what takes long."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dm2_fast import _C
+
+F, IDS = np.float32, np.int64
+
+
+def ones(*shape: int, dtype=F) -> np.ndarray:
+    return np.ones(shape, dtype)
+
+
+def knn(q: int, m: int, d: int, k: int, **changed):
+    given = {
+        "queries": ones(q, d),
+        "query_scale": ones(q),
+        "query_ids": np.full(q, -1),
+        "rows": ones(m, d),
+        "row_scale": ones(m),
+        "row_ids": np.arange(m),
+        "distances": np.full((q, k), np.inf, F),
+        "indices": np.zeros((q, k), IDS),
+        "w1": 0.5,
+        "w2": 0.5,
+        "num_threads": 2,
+    } | changed
+    _C.knn(**given)
+    return given["distances"], given["indices"]
+
+
+def mix(n: int, m: int, width: int, channels: int, stride: int, **changed):
+    given = {
+        "inputs": ones(m, width),
+        "indices": np.zeros((n, 2), IDS),
+        "coefficients": ones(n, 2),
+        "mean": ones(channels),
+        "std": ones(channels),
+        "channel_stride": stride,
+        "out": ones(n, width),
+        "num_threads": 2,
+    } | changed
+    _C.mix(**given)
+    return given["out"]
+
+
+@pytest.mark.parametrize("levels", [None, "plain", [64]])
+def test_nothing_to_search(levels):
+    for q, m in ((0, 5), (5, 0), (0, 0)):
+        distances, _ = knn(q, m, 3, 2, levels=levels)
+        assert np.isinf(distances).all()
+    out = ones(0, 4)
+    _C.pairwise(ones(0, 3), ones(0), ones(4, 3), ones(4), out, 0.5, 0.5, num_threads=2)
+    far = np.full(4, 9, F)
+    _C.lower_to_nearest(ones(4, 3), ones(0, 3), far, num_threads=2)
+    assert (far == 9).all()
+    _C.lower_to_nearest(ones(4, 0), ones(1, 0), far, num_threads=2)
+    assert (far == 0).all()
+    assert mix(0, 3, 4, 2, 2).shape == (0, 4)
+    _C.uncertainty(ones(0, 3), "entropy", ones(0), num_threads=2)
+
+
+def not_aligned(x: np.ndarray) -> np.ndarray:
+    moved = np.zeros(x.nbytes + 1, np.uint8)[1:].view(x.dtype).reshape(x.shape)
+    moved[...] = x
+    return moved
+
+
+WRONG_KNN = {
+    "no dimension": ({"queries": ones(4, 0), "rows": ones(5, 0)}, "at least one dimension"),
+    "too many dimensions": ({"rows": np.broadcast_to(F(1), (1, 2**40)), "row_scale": ones(1)}, "fewer than 2\\*\\*31"),
+    "no neighbour": ({"distances": ones(4, 0), "indices": ones(4, 0, dtype=IDS)}, "must be \\(queries, k\\)"),
+    "fewer places": ({"indices": ones(4, 1, dtype=IDS)}, "must be \\(queries, k\\)"),
+    "another dimension": ({"rows": ones(5, 7)}, "same dimension"),
+    "a short scale": ({"row_scale": ones(4)}, "scale must be"),
+    "a scale without rows": ({"row_scale": np.ones((), F)}, "scale must be"),
+    "short ids": ({"row_ids": np.arange(4)}, "one value per row"),
+    "rows of one dimension": ({"rows": ones(5)}, "2-D"),
+    "NaN as a best": ({"distances": np.full((4, 2), np.nan, F)}, "must not be NaN"),
+    "a NaN weight": ({"w1": np.nan}, "must be finite"),
+    "swapped bytes": ({"rows": ones(5, 3).astype(">f4")}, "rows must be floats"),
+    "swapped halves": ({"rows": ones(5, 3).astype(">f2")}, "rows must be floats"),
+    "not aligned": ({"rows": not_aligned(ones(5, 3))}, "aligned"),
+    "ids that are not aligned": ({"row_ids": not_aligned(np.arange(5))}, "aligned"),
+    "four levels": ({"levels": [32, 64, 96, 128]}, "at most three"),
+    "unknown levels": ({"levels": "none"}, "levels must be"),
+    "an unknown instruction set": ({"isa": "mmx"}, "isa must be"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_KNN)
+def test_a_search_that_would_leave_an_array(name):
+    changed, message = WRONG_KNN[name]
+    with pytest.raises((ValueError, TypeError), match=message):
+        knn(4, 5, 3, 2, **changed)
+
+
+def test_outputs_that_are_inputs():
+    distances, rows = np.full((6, 3), np.inf, F), ones(6, 3)
+    with pytest.raises(ValueError, match="must not overlap"):
+        knn(6, 6, 3, 3, distances=distances, rows=distances)
+    with pytest.raises(ValueError, match="must not overlap"):
+        _C.lower_to_nearest(rows, rows, rows.reshape(-1)[6:12], num_threads=1)
+    ids = np.zeros((3, 2), IDS)
+    with pytest.raises(ValueError, match="must not overlap"):
+        mix(3, 4, 4, 0, 1, indices=ids, out=ids.view(F), mean=ones(0), std=ones(0))
+    both = np.zeros(24, F)  # one after the other is apart
+    knn(6, 6, 3, 3, distances=both[:18].reshape(6, 3), row_scale=both[18:])
+
+
+WRONG_MIX = {
+    "a row behind the last": ({"indices": np.full((3, 2), 4)}, "rows of inputs"),
+    "a row before the first": ({"indices": np.full((3, 2), -1)}, "rows of inputs"),
+    "channels that do not fit": ({"channel_stride": 3}, "whole channels"),
+    "channels beyond all numbers": ({"channel_stride": 2**62, "mean": ones(4), "std": ones(4)}, "whole channels"),
+    "no stride": ({"channel_stride": 0}, "one value per channel"),
+    "a short std": ({"std": ones(1)}, "one value per channel"),
+    "a short output": ({"out": ones(3, 3)}, "out must be"),
+    "an output without channels": ({"out": ones(3, 4, 0)}, "out must be"),
+    "strided elements": ({"inputs": ones(4, 8)[:, ::2]}, "dense within a row"),
+    "other coefficients": ({"coefficients": ones(3, 1)}, "must be \\(n, terms\\)"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_MIX)
+def test_a_mixture_that_would_leave_an_array(name):
+    changed, message = WRONG_MIX[name]
+    with pytest.raises((ValueError, TypeError), match=message):
+        mix(3, 4, 4, 2, 2, **changed)
+
+
+def test_other_calls_that_would_leave_an_array():
+    with pytest.raises(ValueError, match="at least one class"):
+        _C.uncertainty(ones(3, 0), "entropy", ones(3), num_threads=1)
+    with pytest.raises(ValueError, match="kind must be known"):
+        _C.uncertainty(ones(3, 1), "margin", ones(3), num_threads=1)
+    with pytest.raises(ValueError, match="kind must be known"):
+        _C.uncertainty(ones(3, 4), "surprise", ones(3), num_threads=1)
+    with pytest.raises(ValueError, match="out must be"):
+        _C.pairwise(ones(3, 2), ones(3), ones(4, 2), ones(4), ones(3, 3), 0.5, 0.5, num_threads=1)
+    with pytest.raises(ValueError, match="at least one row"):
+        _C.survives(ones(0, 3), ones(0), 0.5, 0.5)
+    with pytest.raises(ValueError, match="at least one dimension"):
+        _C.survives(ones(3, 0), ones(3), 0.5, 0.5)
+    out = ones(3)
+    out.flags.writeable = False
+    with pytest.raises(ValueError, match="writeable"):
+        _C.uncertainty(ones(3, 4), "entropy", out, num_threads=1)
+
+
+@pytest.mark.parametrize("levels", [[64], "plain", None])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_rows_that_are_not_numbers_are_neighbours_of_none(wrong, levels):
+    x = np.random.default_rng(0).standard_normal((700, 40)).astype(F)
+    x[::3, 5] = wrong
+    distances, indices = np.full((700, 30), np.inf, F), np.full((700, 30), -1)
+    rows = (x, ones(700), np.arange(700))
+    _C.knn(*rows, *rows, distances, indices, 0.5, 0.5, num_threads=2, levels=levels)
+    assert (distances[1::3] < np.inf).all()
+    near = indices[1::3]
+    assert (near % 3 != 0).all()
+
+
+@pytest.mark.parametrize("num_threads", [-(2**31), -1, 0, 2**31 - 1])
+def test_any_number_of_threads(num_threads):
+    distances, _ = knn(9, 40, 5, 3, num_threads=num_threads)
+    assert (distances == 0).all()
+
+
+LONG = """
+import signal, sys, threading, numpy as np
+from dm2_fast import _C
+
+x = np.random.default_rng(0).standard_normal((20000, 512), np.float32)
+some, one = x[:5000], np.ones(len(x), np.float32)
+if sys.argv[1] == "pairwise":
+    out = np.zeros((len(x), len(x)), np.float32)
+    call = lambda: _C.pairwise(x, one, x, one, out, 0.5, 0.5, num_threads=1)
+else:
+    out = np.zeros((len(some), 1), np.float32)
+    out -= 1e9
+    out *= -1
+    call = lambda: _C.lower_to_nearest(some, np.broadcast_to(x[-1], (10**7, 512)), out[:, 0], num_threads=1)
+before = out[0, -1]
+
+def interrupt():
+    while out[0, -1] == before:  # until the call is at work
+        pass
+    signal.raise_signal(signal.SIGINT)
+
+threading.Thread(target=interrupt, daemon=True).start()
+call()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", ["pairwise", "lower_to_nearest"])
+def test_ctrl_c_ends_what_takes_minutes(call):
+    run = subprocess.run([sys.executable, "-c", LONG, call], capture_output=True, text=True, timeout=60, check=False)
+    assert run.stderr.strip().endswith("KeyboardInterrupt")
