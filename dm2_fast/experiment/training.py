@@ -81,7 +81,7 @@ def train(
         progress: Show a progress bar on a terminal.
     """
     if config.epochs is None or config.batch_size is None or config.lr is None or config.weight_decay is None:
-        raise ValueError(f"config must be a complete recipe, got {config}")
+        raise ValueError(f"the recipe lacks a value, resolve the configuration first: {config}")
     adversarial = adversarial or AdversarialConfig()
     device = next(model.parameters()).device
     trained = nn.ModuleList([model] if part is None else [model, part])

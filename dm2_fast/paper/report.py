@@ -97,7 +97,7 @@ def write_report(folders: Sequence[Path], output: Path, *, echo: Callable[[str],
             runs.append(run)
     if not runs:
         left_out = "".join(f"; {note}" for note in notes)
-        raise ValueError(f"no run with a training in {', '.join(map(str, folders))}{left_out}")
+        raise ValueError(f"none of these folders holds a run with a training: {', '.join(map(str, folders))}{left_out}")
     curves = {name: _points(group) for name, group in _groups(runs).items()}
     output.mkdir(parents=True, exist_ok=True)
     _write(output / "report.csv", curves)

@@ -52,7 +52,7 @@ def choose(round: Round, budget: int, options: AlphaMixConfig) -> Picked:
     if not isinstance(round.head, nn.Linear):
         raise ValueError(f"head must be a linear layer for alpha-mix, got {type(round.head).__name__}")
     if round.labels is None:
-        raise ValueError("labels must hold the classes of the labelled set for this strategy, got none")
+        raise ValueError("this strategy compares classes: pass labels= with those of the labelled samples")
     features, logits, labelled = round.features, round.logits, round.labelled_features
     with round.stage("choose"):
         centres = anchors(labelled, round.labels, logits.shape[1])

@@ -115,8 +115,8 @@ class Graph:
             if total > MOST_EDGES:
                 seen = (start + 1) * (2 * m - start - 1) / (m * m)
                 raise ValueError(
-                    f"radius must leave at most {MOST_EDGES} edges, got about {total / max(seen, 1 / m):.1e} "
-                    f"with radius {radius:.4g} for {m} rows"
+                    f"radius {radius:.4g} links about {total / max(seen, 1 / m):.1e} pairs of the {m} rows, more than "
+                    f"the {MOST_EDGES} that memory is kept for: take a smaller radius or fewer candidates"
                 )
         ends = np.concatenate([[0], counts.cumsum()]).astype(np.int32)
         indices = np.concatenate([np.empty(0, np.int32), *columns])

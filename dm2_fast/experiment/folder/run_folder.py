@@ -42,7 +42,7 @@ class RunFolder:
             raise ValueError("config must be resolved, got output=None")
         path, file = config.output, config.output / "config.yaml"
         if path.exists() and not file.exists() and (not path.is_dir() or any(_visible(path))):
-            raise FileExistsError(f"output must be new, empty or the folder of a run, got {path}")
+            raise FileExistsError(f"{path} holds something else than a run: name another --output")
         path.mkdir(parents=True, exist_ok=True)
         directory = os.open(path, os.O_RDONLY)
         try:
@@ -134,7 +134,7 @@ def _check_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None
     different = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
     if different:
         raise FileExistsError(
-            f"output must be a folder of the same configuration, got {path}, which differs in "
+            f"{path} holds a run of another configuration, name another --output: "
             + "; ".join(f"{name} ({before.get(name)} there, {now.get(name)} here)" for name in different)
         )
 
