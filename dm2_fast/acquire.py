@@ -18,7 +18,7 @@ from dm2_fast.model.pools import Pool, open_pool
 from dm2_fast.operations.arguments import whole
 from dm2_fast.operations.mix import Normalize
 from dm2_fast.operations.multilabel import Over
-from dm2_fast.round import Picked, Round, check_budget, check_names, check_picked
+from dm2_fast.round import Picked, Round, Ties, check_budget, check_names, check_picked
 from dm2_fast.strategy import Strategy
 
 
@@ -33,6 +33,7 @@ def select(
     labels: Tensor | None = None,
     row_ids: NDArray[np.int64] | Tensor | None = None,
     ids: Sequence[Any] | None = None,
+    ties: Ties = "lower",
     normalize: Normalize | None = None,
     seed: int = 0,
     round: int = 0,
@@ -77,6 +78,7 @@ def select(
         seed, round, row_ids: Key of every random draw, so that a row's draw is the same whatever else is in the pool;
             row_ids (m,) defaults to 0, 1, 2, ...
         ids: What the rows are called, (m,), all different, file names, say; `Picked.ids` has those of the chosen.
+        ties: Which of equal scores is chosen: "lower", that of the lower row; or "random", by a draw of each row.
         normalize: (mean, std), numbers or one per channel, applied after mixing.
         head: The module whose input is the feature vector f, or its dotted name; None for the last linear layer
             executed whose output is the logits.
@@ -111,7 +113,7 @@ def select(
         as_module(model), samples, normalize, head, batch_size, backend, num_threads, progress, prepare, autocast,
         multilabel, these_are_logits,
     )  # fmt: skip
-    asked = Round(forward, seed, round, row_ids, others, labels, names=check_names(ids, len(forward.inputs)))
+    asked = Round(forward, seed, round, row_ids, others, labels, names=check_names(ids, len(forward.inputs)), ties=ties)
     return select_from(asked, budget, strategy, options)
 
 

@@ -3,16 +3,32 @@
 import importlib
 import inspect
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from dm2_fast.round import Picked, Round
 from dm2_fast.strategy import Strategy
+
+
+class UsersError(RuntimeError):
+    """An error of the user's own code, which is its cause."""
+
+    def told(self) -> str:
+        """What went wrong in one sentence, with the line of the user's code."""
+        error = self.__cause__
+        said = str(error).strip().splitlines()[:1]
+        frames = traceback.extract_tb(error.__traceback__ if error else None)
+        ours = (str(Path(__file__).parent), str(Path(torch.__file__).parent))
+        own = [frame for frame in frames if not frame.filename.startswith((*ours, "<"))]
+        place = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+        return f"{self}{': ' if said else ''}{''.join(said)}{place}"
 
 
 def is_plugin(name: str) -> bool:
@@ -50,7 +66,7 @@ def of_the_user(name: str, when: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise RuntimeError(f"{name} raised {type(error).__name__} {when}") from error
+        raise UsersError(f"{name} raised {type(error).__name__} {when}") from error
 
 
 @contextmanager
@@ -62,7 +78,7 @@ def naming(model: str | None, what: str) -> Iterator[None]:
         frame = error.__traceback__
         while frame is not None:
             if model is not None and is_plugin(model) and frame.tb_frame.f_code is nn.Module._call_impl.__code__:
-                raise RuntimeError(f"the model of {model} raised {type(error).__name__} on {what}") from error
+                raise UsersError(f"the model of {model} raised {type(error).__name__} on {what}") from error
             frame = frame.tb_next
         raise
 

@@ -5,13 +5,14 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dm2_fast import draws
 from dm2_fast.model.dataset_pool import DatasetPool
 from dm2_fast.model.dropout import dropout_tail, sampled_dropout
 from dm2_fast.model.from_arrays import NoModel, given
@@ -25,10 +26,12 @@ from dm2_fast.operations.arrays import ArrayLike, as_integers
 from dm2_fast.operations.multilabel import Over
 from dm2_fast.operations.uncertainty import Uncertainty
 from dm2_fast.picked import Picked, check_budget, check_names, check_picked, check_row_ids, highest
+from dm2_fast.traps import warn_of_ties
 
 __all__ = ["Picked", "Round", "check_budget", "check_names", "check_picked", "check_row_ids", "highest", "stage"]
 
 T = TypeVar("T")
+Ties: TypeAlias = Literal["lower", "random"]
 
 
 @dataclass
@@ -44,6 +47,7 @@ class Round:
         labels: Their classes, (n,) int64.
         part: What the strategy trained beside the network (see `dm2_fast.Strategy`), as it is after the training; None
             where the model was trained without it.
+        ties: Which of equal scores is chosen: that of the lower row, or at random, by a draw of each row.
         names: What the user calls the rows, (m,), all different; None for nothing but their numbers.
 
     Attributes:
@@ -58,10 +62,13 @@ class Round:
     labels: Tensor | None = None
     part: nn.Module | None = None
     names: Sequence[Any] | None = None
+    ties: Ties = "lower"
     seconds: dict[str, float] = field(default_factory=dict, init=False)
     _kept: dict[tuple[str, Hashable], Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if self.ties not in ("lower", "random"):
+            raise ValueError(f"ties must be lower or random, got {self.ties!r}")
         if not isinstance(self.forward, ForwardPass):
             raise TypeError(f"forward must be a ForwardPass, got {shown(self.forward)}")
         self.seed, self.round = whole("seed", self.seed), whole("round", self.round)
@@ -80,6 +87,7 @@ class Round:
         *,
         ids: Sequence[Any] | None = None,
         row_ids: NDArray[np.int64] | Tensor | None = None,
+        ties: Ties = "lower",
         seed: int = 0,
         round: int = 0,
         multilabel: Over | None = None,
@@ -102,7 +110,7 @@ class Round:
             labels: Their classes, (n,) integers.
             head: (weight, bias) of the linear layer that reads the features, such as (`coef_`, `intercept_`) of
                 scikit-learn, see `dm2_fast.model.linear_head`; or the layer.
-            ids, row_ids, seed, round, multilabel, these_are_logits: As in `dm2_fast.select`.
+            ids, row_ids, ties, seed, round, multilabel, these_are_logits: As in `dm2_fast.select`.
             batch_size, backend, num_threads, progress: Likewise; None is 4 MB of features.
 
         Raises:
@@ -115,7 +123,8 @@ class Round:
             multilabel=multilabel, these_are_logits=these_are_logits,
         )  # fmt: skip
         y = None if labels is None else torch.as_tensor(np.asarray(labels)).to(torch.int64)
-        made = cls(forward, seed, round, row_ids, arrays.labelled_features, y, names=check_names(ids, len(arrays.pool)))
+        names = check_names(ids, len(arrays.pool))
+        made = cls(forward, seed, round, row_ids, arrays.labelled_features, y, names=names, ties=ties)
         made._kept.update(arrays.passes())
         return made
 
@@ -278,6 +287,15 @@ class Round:
                 outer[inner] = outer.get(inner, 0.0) + seconds
         outer[name] = outer.get(name, 0.0) + spent[name] - sum(within.values())
 
+    def check_model(self) -> None:
+        """Raise unless there is a model that runs.
+
+        Raises:
+            ValueError: the round was made from arrays without a head.
+        """
+        if isinstance(self.forward.model, NoModel):
+            _ = self.head
+
     def one_class(self) -> None:
         """Raise unless the model gives each sample one class, by a softmax.
 
@@ -291,11 +309,21 @@ class Round:
             )
 
     def most_uncertain(self, budget: int, kind: Uncertainty) -> Picked:
-        """Choose the budget most uncertain unmixed samples, ties to the lower row."""
+        """Choose the budget most uncertain unmixed samples."""
         logits = self.only_logits
         with self.stage("choose"):
             scores = self.forward.uncertainty(logits, kind)
-            return Picked(highest(scores, budget), scores)
+            return Picked(self.highest(scores, budget), scores)
+
+    def highest(self, scores: Tensor, budget: int, offset: int = 0) -> Tensor:
+        """The rows of the budget highest scores after skipping offset of them, ties as `ties` says (Eq. 11)."""
+        if self.ties == "random":
+            draw = torch.from_numpy(draws.uniform(self.seed, self.round, self.ids, "ties")).to(scores.device)
+            order = draw.argsort(stable=True)
+            return order[highest(scores[order], budget, offset)]
+        ordered = scores.sort(descending=True, stable=True).indices
+        warn_of_ties(scores, ordered, budget, offset)
+        return ordered[offset : offset + budget]
 
 
 @contextmanager

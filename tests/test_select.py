@@ -225,6 +225,7 @@ def test_offset_skips_the_highest_scores(model: Net, pool: Tensor) -> None:
     assert offset.indices.tolist() == every.indices[20:30].tolist()
 
 
+@pytest.mark.filterwarnings("ignore:45 rows have the same score")
 def test_equal_scores_go_to_the_lower_row(pool: Tensor) -> None:
     class Constant(nn.Module):
         def __init__(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from dm2_fast import plugins, strategies
 from dm2_fast.experiment import models
 from dm2_fast.experiment.data import npz, sets
+from dm2_fast.round import Ties
 from dm2_fast.strategy import AdversarialTraining
 
 
@@ -69,7 +70,7 @@ class RunConfig:
 
     Args:
         dataset: Data set; digits comes with scikit-learn, the others are read from data_dir; or an .npz file of your
-            own (arrays x, y, x_test, y_test, and layout, nchw or nhwc).
+            own (arrays x, y, x_test, y_test, and layout, nchw or nhwc; -1 in y is a row without a label).
         dataset_sha256: SHA-256 of the .npz file, as config.yaml records it; a file of another is refused.
         data_dir: Folder of the torchvision data sets.
         download: Let torchvision download a missing data set into data_dir.
@@ -78,12 +79,14 @@ class RunConfig:
         strategy: How the samples to label are chosen; or a function or `Strategy` of your own.
         oracle: Who labels them: the data set, or a person who fills in the label column of to_label.csv between two
             calls of the same command (file).
-        initial: Labels drawn at random before the first training.
+        initial: Labels drawn at random before the first training; null is the recipe's, or 0 where the data set has
+            labels for some rows and none for others, and the run starts from those.
         budget: Labels per round.
         rounds: Rounds of selection; there is one training more.
         pool: Use only this many training samples, drawn at random.
         test: Use only this many test samples, drawn at random.
         candidates: Let each round choose from this many of the unlabelled samples, drawn anew; null for all of them.
+        ties: Which of equal scores is chosen: that of the lower row, or at random, by a draw of each row.
         seed: Key of everything random.
         device: auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.
         threads: CPU threads; null leaves them as they are.
@@ -108,6 +111,7 @@ class RunConfig:
     pool: int | None = None
     test: int | None = None
     candidates: int | None = None
+    ties: Ties = "lower"
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
@@ -126,9 +130,12 @@ class RunConfig:
         if self.model is not None and not plugins.is_plugin(self.model):
             _check_choice("model", self.model, models.NAMES, " or package.module:function")
         for name in ("initial", "budget", "pool", "test", "candidates", "threads", "eval_batch_size"):
+            if name == "initial" and self.initial == 0 and npz.is_npz(self.dataset):
+                continue  # the labels that there are
             _check_least(name, getattr(self, name), 2 if name == "initial" else 1)
         _check_least("rounds", self.rounds, 0)
         _check_choice("oracle", self.oracle, ("data", "file"))
+        _check_choice("ties", self.ties, get_args(Ties))
         if not 0 <= self.eval_epsilon <= 1:
             raise ValueError(f"eval_epsilon must be in [0, 1], got {self.eval_epsilon}")
         for name in ("epochs", "batch_size"):
@@ -160,6 +167,9 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 # Where a run happens is not part of what it is.
+# Options that came later: with these values, a run is what it was before there were any.
+_LATER = {"ties": "lower", "space": "input", "recall": None}
+
 _NOT_IDENTITY = ("data_dir", "download", "device", "threads", "output")
 
 
@@ -189,6 +199,14 @@ def resolve(config: RunConfig) -> RunConfig:
     if config.oracle == "file" and adversarial.train != "off" and adversarial.label == "true":
         raise ValueError("with oracle='file' nobody knows the true label in time: use adversarial.label='predicted'")
     values = {**recipe, "training": training, "dataset_sha256": digest}
+    if own:
+        labelled, unlabelled = npz.counts(Path(config.dataset))
+        if unlabelled and labelled:
+            values["initial"] = 0
+        elif unlabelled and not config.initial:
+            raise ValueError(
+                f"no row of {config.dataset} has a label: give --initial, how many rows are drawn and labelled first"
+            )
     config = replace(config, **_missing(config, values), training=training)
     config = replace(config, options=strategy.checked(config.options), adversarial=adversarial)
     if config.output is None:
@@ -222,7 +240,12 @@ def identity(config: RunConfig | dict[str, Any]) -> dict[str, Any]:
     digest = values.pop("dataset_sha256", None)
     if digest is not None:  # the file may move, its content may not change
         values["dataset"] = f"{Path(values['dataset']).name} ({digest[:12]})"
-    return {name: value for name, value in values.items() if name not in _NOT_IDENTITY}
+    values = {name: _but_later(value) if isinstance(value, dict) else value for name, value in values.items()}
+    return {name: value for name, value in _but_later(values).items() if name not in _NOT_IDENTITY}
+
+
+def _but_later(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in _LATER or value != _LATER[name]}
 
 
 def fingerprint(config: RunConfig) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dm2_fast import draws, plugins, strategies
+from dm2_fast import draws, extras, plugins, strategies
 from dm2_fast.acquire import select_from
 from dm2_fast.experiment import models
 from dm2_fast.experiment.config import RunConfig, resolve
@@ -17,13 +17,14 @@ from dm2_fast.experiment.folder.checkpoint import TrainingFile
 from dm2_fast.experiment.folder.files import replacing
 from dm2_fast.experiment.folder.run_folder import RunFolder
 from dm2_fast.experiment.machine import reproducible, usable_device
-from dm2_fast.experiment.oracle import TO_LABEL, Oracle, ask_function, ask_person, remove_questions
+from dm2_fast.experiment.oracle import TO_LABEL, Oracle, ask_function, ask_person, keep_answers, remove_questions
 from dm2_fast.experiment.state import RoundResult, State, newest_state, save_state
 from dm2_fast.experiment.training import evaluate
 from dm2_fast.experiment.twins import train_round
 from dm2_fast.model.passes import ForwardPass
 from dm2_fast.round import Round, stage
 from dm2_fast.strategy import Strategy
+from dm2_fast.words import count
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,9 @@ def run(config: RunConfig, *, oracle: Oracle | None = None, echo: Callable[[str]
         ValueError: the pool or the test set is too small for what is asked, or a label is wrong.
         FileNotFoundError: the data set is not there.
         FileExistsError: the output folder belongs to another configuration, or another process works in it.
+        MissingExtra: matplotlib or pyyaml is not installed.
     """
+    extras.check("run", "a run", "yaml", "matplotlib")
     config = resolve(config)
     if oracle is not None and config.oracle == "file":
         raise ValueError("pass oracle= or set config.oracle='file', not both")
@@ -74,18 +77,24 @@ def _run(config: RunConfig, oracle: Oracle | None, echo: Callable[[str], None]) 
     data = load(config.dataset, config.data_dir, config.download)
     pool = _subset("pool", len(data.x), config.pool, config.seed)
     test = _subset("test", len(data.x_test), config.test, 0)  # the same for every seed
-    initial, _, rounds = _sizes(config, len(pool))
+    known, unknown = _known(pool, data)
+    missing = int((data.y[pool] < 0).sum())
+    if missing and oracle is None and config.oracle == "data" and (config.rounds or config.initial):
+        raise ValueError(f"{missing} rows have no label: add --oracle file, or pass oracle= to dm2_fast.run")
+    initial, _, rounds = _sizes(config, len(unknown))
     with RunFolder.open(config) as folder:
         model, state = None, newest_state(folder.checkpoints)
         if state is not None and len(state.results) > rounds:
             model = _load_model(folder.model, fresh_model(config, data, device))
             if model is None:
                 state = newest_state(folder.checkpoints, rounds)
+        if state is not None and state.finished and len(state.results) <= rounds:  # more rounds than it had
+            state = newest_state(folder.checkpoints, len(state.results) - 1)
         if state is None:
-            state = State([shuffled(pool, config.seed, "initial")[:initial]], [None])
+            state = State([torch.cat([known, shuffled(unknown, config.seed, "initial")[:initial]])], [None])
         if not state.waiting:
             remove_questions(folder.path)
-        candidates = "" if config.candidates is None else f", {config.candidates} candidates a round"
+        candidates = "" if config.candidates is None else f", {count(config.candidates, 'candidate')} a round"
         echo(f"{_title(config)}, {device}, pool of {len(pool)}{candidates}")
         echo("round  labelled  accuracy  under FGSM    loss  seconds")
         for result in state.results:
@@ -93,14 +102,17 @@ def _run(config: RunConfig, oracle: Oracle | None, echo: Callable[[str], None]) 
 
         while True:
             if state.waiting:
-                rows = state.chosen[-1]
-                labels = ask_person(folder.path, rows, data) if config.oracle == "file" else _ask(oracle, rows, data)
+                labels = _answers(config, oracle, folder.path, state.chosen[-1], data, known)
                 if labels is None:
-                    folder.write_tables(state)
+                    folder.write_tables(state, data.ids)
                     return Result(folder.path, state.results, state.chosen, None, folder.path / TO_LABEL)
-                state.labels.append(labels)
+                state.answer(labels)
+                if len(torch.cat(state.chosen)) < 2:
+                    raise ValueError(f"training needs at least two labels: label more rows in {folder.path / TO_LABEL}")
+                if (folder.path / TO_LABEL).exists():
+                    keep_answers(folder.path, len(state.results))
                 save_state(folder.checkpoints, state)
-                folder.write_tables(state)
+                folder.write_tables(state, data.ids)
                 remove_questions(folder.path)
             if len(state.results) > rounds:
                 return Result(folder.path, state.results, state.chosen, model)
@@ -125,7 +137,7 @@ def _round(
     labelled = torch.cat(state.chosen)
     if oracle is not None or config.oracle == "file":
         data = _with_labels(data, state)
-    unlabelled = pool[~torch.isin(pool, labelled)]
+    unlabelled = pool[~torch.isin(pool, torch.cat([labelled, *state.skipped]))]
     strategy = strategies.get(config.strategy)
     with stage(seconds, "train", device):
         file = TrainingFile(folder.checkpoints / "training.pt")
@@ -141,7 +153,8 @@ def _round(
         forward = ForwardPass(
             model, data.x[unlabelled], data.normalize, batch_size=config.eval_batch_size, progress=True
         )
-        asked = Round(forward, config.seed, r + 1, unlabelled, data.x[labelled], data.y[labelled], part)
+        inputs, labels = data.x[labelled], data.y[labelled]
+        asked = Round(forward, config.seed, r + 1, unlabelled, inputs, labels, part, ties=config.ties)
         picked = select_from(asked, int(config.budget or 0), strategy, config.options)
         seconds |= picked.seconds
         if r == 0 and picked.prepared is not None and picked.prepared.startswith("off: "):
@@ -157,7 +170,7 @@ def _round(
                 state.twins.add(model, rows, data, config)
         folder.draw_sheet(r + 1, data, unlabelled, picked)
     state.results.append(RoundResult(r, len(labelled), evaluation, epsilon, seconds))
-    folder.write_tables(state)
+    folder.write_tables(state, data.ids)
     if last:
         folder.draw_curve(state.results, _title(config))
         with replacing(folder.model) as partial:
@@ -174,6 +187,26 @@ def _title(config: RunConfig) -> str:
 
 def _ask(oracle: Oracle | None, rows: Tensor, data: Data) -> Tensor:
     return data.y[rows] if oracle is None else ask_function(oracle, rows, data)
+
+
+def _known(pool: Tensor, data: Data) -> tuple[Tensor, Tensor]:
+    """The rows that a run starts from, which have labels where others have none, and the other rows of the pool."""
+    has_label = data.y[pool] >= 0
+    return (pool[:0], pool) if bool(has_label.all()) else (pool[has_label], pool[~has_label])
+
+
+def _answers(
+    config: RunConfig, oracle: Oracle | None, folder: Path, rows: Tensor, data: Data, known: Tensor
+) -> Tensor | None:
+    """The labels of rows, -1 for a row that is skipped; None while a person is asked for those that nobody knows."""
+    asked = ~torch.isin(rows, known)
+    labels = data.y[rows]
+    if bool(asked.any()):
+        given = ask_person(folder, rows[asked], data) if config.oracle == "file" else _ask(oracle, rows[asked], data)
+        if given is None:
+            return None
+        labels[asked] = given
+    return labels
 
 
 def _with_labels(data: Data, state: State) -> Data:

@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ Oracle = Callable[[Tensor, Tensor], Sequence[int] | Tensor]
 
 TO_LABEL = "to_label.csv"
 COLUMNS = ("order", "row", "label")
+SKIP = "?"
 _PAGE = 100  # images on a contact sheet
 
 
@@ -37,8 +39,8 @@ def ask_function(oracle: Oracle, rows: Tensor, data: Data) -> Tensor:
 def ask_person(folder: Path, rows: Tensor, data: Data) -> Tensor | None:
     """The labels from to_label.csv; None, and the file is made, while nothing is filled in.
 
-    A label is the name or the number of a class. The images to label stand in to_label_1.png and so on, in the order of
-    the file.
+    A label is the name or the number of a class, or ? to skip the row, which is -1. The images to label stand in
+    to_label_1.png and so on, in the order of the file.
 
     Raises:
         ValueError: a label is wrong or missing, or a row was not asked for; every such line is named.
@@ -49,11 +51,20 @@ def ask_person(folder: Path, rows: Tensor, data: Data) -> Tensor | None:
             grid = [data.x[rows[line]] for line in torch.split(part, 10)]
             titles = [[f"{i}: row {rows[i].item()}" for i in line.tolist()] for line in torch.split(part, 10)]
             draw_images(folder / f"to_label_{page + 1}.png", grid, titles, f"to label, page {page + 1}: order and row")
-        lines = [(i, row, "") for i, row in enumerate(rows.tolist())]
+        columns: tuple[str, ...] = COLUMNS
+        lines: list[tuple[Any, ...]] = [(i, row, "") for i, row in enumerate(rows.tolist())]
+        if data.ids is not None:
+            columns, lines = ("order", "row", "id", "label"), [(i, row, data.ids[row], "") for i, row, _ in lines]
         with replacing(path) as partial, partial.open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([COLUMNS, *lines])
+            csv.writer(file, lineterminator="\n").writerows([columns, *lines])
         return None
-    return _read_labels(path, rows.tolist(), data.classes)
+    return _read_labels(path, rows.tolist(), data.classes, data.ids)
+
+
+def keep_answers(folder: Path, round: int) -> None:
+    """Keep the file that was filled in as labels_NN.csv."""
+    with replacing(folder / f"labels_{round:02d}.csv") as partial:
+        partial.write_bytes((folder / TO_LABEL).read_bytes())
 
 
 def remove_questions(folder: Path) -> None:
@@ -62,7 +73,9 @@ def remove_questions(folder: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def _read_labels(path: Path, rows: list[int], classes: Sequence[str]) -> Tensor | None:
+def _read_labels(
+    path: Path, rows: list[int], classes: Sequence[str], ids: Sequence[str] | None = None
+) -> Tensor | None:
     numbers = {name: number for number, name in enumerate(classes)}
     if not any(name.isdigit() for name in classes):
         numbers |= {str(number): number for number in range(len(classes))}
@@ -71,23 +84,32 @@ def _read_labels(path: Path, rows: list[int], classes: Sequence[str]) -> Tensor 
             lines = list(csv.DictReader(file))
         except (UnicodeDecodeError, csv.Error) as error:
             raise ValueError(f"{path} is damaged: it cannot be read as text ({error})") from error
-    if not lines or not set(COLUMNS[1:]) <= set(lines[0]):
-        raise ValueError(f"{path} must have the columns {', '.join(COLUMNS)} and a line for each row asked for")
+    columns = set(lines[0]) if lines else set()
+    if "label" not in columns or not ({"row"} if ids is None else {"row", "id"}) & columns:
+        commas = " (separate the columns by commas)" if any(";" in str(name) for name in columns) else ""
+        raise ValueError(f"{path} must have the columns {', '.join(COLUMNS)} and a line for each row asked for{commas}")
+    called = {} if ids is None else {ids[row]: str(row) for row in rows}
     if not any((line["label"] or "").strip() for line in lines):
         return None
     wanted, answers, wrong = {str(row) for row in rows}, dict[str, int](), list[str]()
     for number, line in enumerate(lines, start=2):
-        row, label = (line["row"] or "").strip(), (line["label"] or "").strip()
+        row, name, label = ((line.get(key) or "").strip() for key in ("row", "id", "label"))
+        row = row or called.get(name, name)
+        whole = ": save the column as whole numbers" if row.endswith(".0") else ""
         if row not in wanted:
-            wrong.append(f"line {number}: row must be one that was asked for, got {row!r}")
+            wrong.append(f"line {number}: row {row!r} was not asked for{whole}")
         elif row in answers:
-            wrong.append(f"line {number}: row {row} must stand once")
-        elif label not in numbers:
-            wrong.append(f"line {number}: label of row {row} must be the name or number of a class, got {label!r}")
+            wrong.append(f"line {number}: row {row} has a line already")
+        elif not label:
+            wrong.append(f"line {number}: row {row} has no label (? skips it)")
+        elif label not in numbers and label != SKIP:
+            wrong.append(
+                f"line {number}: {label!r}, the label of row {row}, is no name or number of a class (? skips the row)"
+            )
         answers.setdefault(row, numbers.get(label, -1))
     missing = [str(row) for row in rows if str(row) not in answers]
-    wrong += [f"row {row} must have a line" for row in missing]
+    wrong += [f"row {row} has no line" for row in missing]
     if wrong:
         more = f"; and {len(wrong) - 10} more" if len(wrong) > 10 else ""
-        raise ValueError(f"{path} must hold a label for each row asked for: " + "; ".join(wrong[:10]) + more)
+        raise ValueError(f"{path} cannot be used yet: " + "; ".join(wrong[:10]) + more)
     return torch.tensor([answers[str(row)] for row in rows])

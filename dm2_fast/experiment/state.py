@@ -36,6 +36,7 @@ class State:
     Attributes:
         chosen: Rows of the training set; entry r holds those asked for before training r, in order of choice.
         scores: The scores that they were chosen by; None where the strategy has none.
+        skipped: Rows that the oracle did not want to label; they are not asked for again.
         labels: Their labels; an entry less than `chosen` while the oracle has not answered.
         twins: Adversarial twins of the chosen rows.
         results: One entry per training.
@@ -46,6 +47,24 @@ class State:
     labels: list[Tensor] = field(default_factory=list)
     twins: Twins = field(default_factory=Twins)
     results: list[RoundResult] = field(default_factory=list)
+    skipped: list[Tensor] = field(default_factory=list)
+
+    def answer(self, labels: Tensor) -> None:
+        """Keep the labels of the rows that were asked for; those labelled -1 are skipped."""
+        keep = labels >= 0
+        if not bool(keep.all()):
+            self.skipped.append(self.chosen[-1][~keep])
+            self.chosen[-1] = self.chosen[-1][keep]
+            scores = self.scores[-1]
+            self.scores[-1] = None if scores is None else scores[keep]
+            if self.twins.newest:
+                self.twins.keep(keep)
+        self.labels.append(labels[keep])
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last training was a run's last, after which nothing is chosen."""
+        return len(self.results) == len(self.chosen)
 
     @property
     def waiting(self) -> bool:

@@ -50,6 +50,11 @@ class Twins:
         position[chosen] = torch.arange(len(chosen))
         return Labelled(data.x[chosen], data.y[chosen], torch.cat(images), position[torch.cat(self.rows)])
 
+    def keep(self, keep: Tensor) -> None:
+        """Keep some of the newest twins, (n,) bool."""
+        self.rows[-1] = self.rows[-1][keep]
+        self.newest = {epsilon: images[keep] for epsilon, images in self.newest.items()}
+
     def settle(self, epsilon: float) -> None:
         """Keep the newest twins that were made with epsilon."""
         self.images.append(self.newest[epsilon])

@@ -12,7 +12,6 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from dm2_fast import threads
 from dm2_fast.model.batches import make_batch
@@ -31,6 +30,7 @@ from dm2_fast.operations.mix import Normalize, Recipe
 from dm2_fast.operations.multilabel import Over, check_over
 from dm2_fast.operations.probabilities import refuse_probabilities
 from dm2_fast.operations.uncertainty import Uncertainty, uncertainty
+from dm2_fast.progress import tqdm
 
 Step = TypeVar("Step")
 
@@ -316,7 +316,7 @@ class ForwardPass:
                 parts = list(self._bar(map(run, starts), name, len(starts)))
         if limit < size:
             warnings.warn(
-                f"not enough memory for {size} rows at a time, {limit} are run instead: {shortage}",
+                f"not enough memory for {size} rows at a time, now {limit}: {shortage}",
                 stacklevel=3,
             )
         return [part for some in parts for part in some]

@@ -7,15 +7,16 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from dm2_fast.operations import backends
 from dm2_fast.operations.arguments import one_of, whole
-from dm2_fast.operations.arrays import as_tensor, name_rows
+from dm2_fast.operations.arrays import as_matrix, name_rows
+from dm2_fast.progress import tqdm
 
+# a tensor, an array, a list of rows, or a table of pandas or polars
+Rows: TypeAlias = Any
 Metric: TypeAlias = Literal["literal", "rms", "l1", "l2"]
 
 # (w1, w2) of the distance w1 * L1 + w2 * L2 for d dimensions.
@@ -31,26 +32,35 @@ _NORM_ELEMENTS = 2**19  # at a time: larger temporaries cost ten times more, in 
 _BLOCK_STEPS = 2**32  # (row, row, dimension) steps between two chances to interrupt, on a CPU
 
 
-def weights(metric: str, d: int) -> tuple[float, float]:
+def weights(metric: str, d: int, per_dimension: bool = True) -> tuple[float, float]:
     """The weights (w1, w2) that make `w1 * L1 + w2 * L2` the metric in d dimensions.
 
-    literal: (L2/d + L1/d) / 2, Eqs. 4-6 as written; rms: (L2/sqrt(d) + L1/d) / 2; l1: L1/d; l2: L2/d.
+    literal: (L2/d + L1/d) / 2, Eqs. 4-6 as written; rms: (L2/sqrt(d) + L1/d) / 2; l1: L1/d; l2: L2/d. Without
+    per_dimension they are d times as large, of L1 and L2 themselves: (L2 + L1) / 2, (sqrt(d) L2 + L1) / 2, L1, L2.
     """
-    return _WEIGHTS[one_of("metric", metric, get_args(Metric))](d)
+    one_of("metric", metric, get_args(Metric))
+    if not per_dimension:
+        return {"literal": (0.5, 0.5), "rms": (0.5, 0.5 * math.sqrt(d)), "l1": (1.0, 0.0), "l2": (0.0, 1.0)}[metric]
+    return _WEIGHTS[metric](d)
 
 
 class UnitRows:
-    """A feature matrix and the scale whose product has unit rows; a zero row stays zero.
+    """A feature matrix and the scale whose product has unit rows; a zero row stays zero. Or the matrix as it
+    is, with a scale of 1.
 
     scale (m,) is 1 / norm, from a norm in double. If a row is beyond 2**100 or below 2**-100, where 1 / norm is more
     than a float32 holds, scale is (m, 2): first a power of two, which is exact, then 1 / norm of what that gives.
     """
 
-    def __init__(self, x: Tensor, name: str, progress: bool = False) -> None:
+    def __init__(self, x: Tensor, name: str, progress: bool = False, unit: bool = True) -> None:
         self.data = x
         self.block = max(1, _BLOCK_BYTES // (8 * x.shape[1]))
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         self.scale = torch.empty(len(x), dtype=dtype, device=x.device)
+        if not unit:
+            self.scale.fill_(1)
+            self._check_raw(name)
+            return
         power: Tensor | None = None
         bad: list[int] = []
         step = max(1, _NORM_ELEMENTS // x.shape[1])
@@ -71,6 +81,20 @@ class UnitRows:
             self.scale = torch.stack((power, self.scale), 1)
         if bad:
             raise ValueError(f"{name} must be finite, got NaN or infinity in {name_rows(bad)}")
+
+    def _check_raw(self, name: str) -> None:
+        """Raise unless sums of squares of the rows stay in range."""
+        most = 2.0**500 if self.data.dtype == torch.float64 else 2.0**60
+        step = max(1, _NORM_ELEMENTS // self.data.shape[1])
+        for i in range(0, len(self.data), step):
+            largest = self.data[i : i + step].abs().amax(1)
+            bad = (i + torch.nonzero(~largest.isfinite())[:, 0]).tolist()
+            if bad:
+                raise ValueError(f"{name} must be finite, got NaN or infinity in {name_rows(bad)}")
+            if bool((largest.double() > most).any()):
+                raise ValueError(
+                    f"{name} must be within {most:.3g} of 0 for raw rows, got {largest.max():.3g}: divide it"
+                )
 
     def __len__(self) -> int:
         return len(self.data)
@@ -101,16 +125,12 @@ def _power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.tensor(powers, dtype=dtype, device=exponent.device)[most + exponent.clamp(-most, most)]
 
 
-def matrix(x: Tensor | np.ndarray, name: str) -> Tensor:
+def matrix(x: Rows, name: str) -> Tensor:
     """x as a tensor, if it is a non-empty matrix of features."""
-    x = as_tensor(x, name)
-    if x.ndim != 2:
-        raise ValueError(f"{name} must be 2-D (rows, features), got shape {tuple(x.shape)}")
-    if x.dtype not in _FLOATS:
-        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
-    if x.numel() == 0:
-        raise ValueError(f"{name} must have at least one row and one feature, got shape {tuple(x.shape)}")
-    return x
+    tensor = as_matrix(x, name)
+    if tensor.dtype not in _FLOATS:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+    return tensor
 
 
 def check_match(x: Tensor, rows: Tensor, name: str) -> None:
@@ -132,26 +152,38 @@ def check_k(k: int, most: int, rows: int) -> int:
     return k
 
 
+def _is_floating_point(x: Any) -> bool:
+    dtype = getattr(x, "dtype", None)
+    return dtype.is_floating_point if isinstance(dtype, torch.dtype) else getattr(dtype, "kind", "") == "f"
+
+
 def _open(
-    x: Tensor | np.ndarray, other: Tensor | np.ndarray | None, other_name: str, progress: bool = False
+    x: Rows, other: Rows | None, other_name: str, progress: bool = False, unit: bool = True
 ) -> tuple[UnitRows, UnitRows]:
     """x and the other matrix (x itself for None), checked against each other before anything is read."""
+    same_kind = _is_floating_point(x)
     x = matrix(x, "x")
     if other is None:
-        rows = UnitRows(x, "x", progress)
+        rows = UnitRows(x, "x", progress, unit)
         return rows, rows
+    integers = not _is_floating_point(other)
     other = matrix(other, other_name)
+    if integers or not same_kind:  # integers that became floating point, whichever holds them
+        wider = torch.promote_types(x.dtype, other.dtype)
+        x, other = x.to(wider), other.to(wider)
     check_match(other, x, other_name)
-    return UnitRows(x, "x", progress), UnitRows(other, other_name)
+    return UnitRows(x, "x", progress, unit), UnitRows(other, other_name, False, unit)
 
 
 def knn(
-    x: Tensor | np.ndarray,
+    x: Rows,
     k: int,
     metric: Metric = "literal",
     *,
-    queries: Tensor | np.ndarray | None = None,
+    queries: Rows | None = None,
     recall: float | None = None,
+    unit_rows: bool = True,
+    per_dimension: bool = True,
     backend: str = "auto",
     num_threads: int | None = None,
     progress: bool = False,
@@ -164,12 +196,16 @@ def knn(
 
     Args:
         x: Features, (m, d), float16 | bfloat16 | float32 | float64, finite; a tensor, an array or a np.memmap, any
-            strides. Rows are normalised here; a zero row stays zero.
+            strides. Rows are normalised here; a zero row stays zero. A list of rows or a table is an array; integers
+            become float32, or float64 where float32 does not hold them all.
         k: Neighbours per row, 1 <= k <= m - 1 (<= m with queries).
         metric: "literal", "rms", "l1" or "l2"; see `weights`.
         queries: (q, d), like x: find their neighbours among the rows of x instead, none left out.
         recall: None for exact neighbours. A number in (0, 1), for large pools on a CPU: at least this share of the
             neighbours, with 95 % confidence, in a fraction of the time; `dm2_fast.Neighbours` says what was reached.
+        unit_rows: False compares the rows as they are, within 2**60 of 0 (2**500 for float64). The search is as exact;
+            it is fast where the columns have one scale, and where one dominates, it may take ten times as long.
+        per_dimension: False returns distances d times as large: L1 and L2 themselves, without the division by d.
         backend: "auto", "triton", "cpp" or "torch"; see `dm2_fast.operations.backends`.
         num_threads: Threads of the C++ backend; None for `torch.get_num_threads()`.
         progress: Show a progress bar on a terminal.
@@ -188,12 +224,14 @@ def knn(
 
         if queries is not None:
             raise ValueError("recall= is for the neighbours of all rows: leave out queries, or recall")
+        if not (unit_rows and per_dimension):
+            raise ValueError("recall= is for unit rows and distances per dimension: leave out recall, or the other two")
         options: dict[str, Any] = {"backend": backend, "num_threads": num_threads, "progress": progress}
         return Neighbours(x, metric, recall, **options).graph(k)
-    rows, asked = _open(x, queries, "queries", progress)
+    rows, asked = _open(x, queries, "queries", progress, unit_rows)
     most = len(rows) if queries is not None else len(rows) - 1
     k = check_k(k, most, len(rows))
-    w1, w2 = weights(metric, rows.data.shape[1])
+    w1, w2 = weights(metric, rows.data.shape[1], per_dimension)
     module = backends.resolve(backend, rows.data, "knn")
     options = dict[str, Any](backends.thread_options(module, num_threads))
     device, d = rows.data.device, rows.data.shape[1]
@@ -224,10 +262,12 @@ def knn(
 
 
 def pairwise(
-    x: Tensor | np.ndarray,
-    y: Tensor | np.ndarray | None = None,
+    x: Rows,
+    y: Rows | None = None,
     metric: Metric = "literal",
     *,
+    unit_rows: bool = True,
+    per_dimension: bool = True,
     backend: str = "auto",
     num_threads: int | None = None,
 ) -> Tensor:
@@ -239,7 +279,7 @@ def pairwise(
     Args:
         x: Features, (m, d), float16 | bfloat16 | float32 | float64, finite, any strides. A zero row stays zero.
         y: (n, d), like x; None for x itself.
-        metric, backend, num_threads: As in `knn`.
+        metric, unit_rows, per_dimension, backend, num_threads: As in `knn`.
 
     Returns:
         (m, n) float32 (float64 for float64 x), dimensionless.
@@ -247,8 +287,8 @@ def pairwise(
     Raises:
         ValueError, TypeError, RuntimeError: As in `knn`.
     """
-    rows, others = _open(x, y, "y")
-    w1, w2 = weights(metric, rows.data.shape[1])
+    rows, others = _open(x, y, "y", unit=unit_rows)
+    w1, w2 = weights(metric, rows.data.shape[1], per_dimension)
     module = backends.resolve(backend, rows.data, "pairwise")
     options = backends.thread_options(module, num_threads)
     out = torch.empty(len(rows), len(others), dtype=rows.scale.dtype, device=rows.data.device)

@@ -1,96 +1,34 @@
 """`dm2-fast select`: the next samples to label from a pool of one's own on disk, of which only blocks are in memory."""
 
 import csv
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import yaml
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dm2_fast import plugins, strategies
-from dm2_fast.acquire import select
+from dm2_fast import extras, plugins, strategies
+from dm2_fast.acquire import select_from
 from dm2_fast.experiment.folder.files import naming_file, unfinished
 from dm2_fast.experiment.folder.sheet import draw_chosen
 from dm2_fast.experiment.machine import reproducible, usable_device
+from dm2_fast.model.passes import ForwardPass
+from dm2_fast.operations.arrays import ArrayLike
 from dm2_fast.operations.mix import Normalize
-from dm2_fast.round import Picked
+from dm2_fast.round import Picked, Round
+from dm2_fast.selecting import label_studio
+from dm2_fast.selecting.config import SelectConfig as SelectConfig
+from dm2_fast.selecting.images import read_images
+from dm2_fast.selecting.names import read_ids
 from dm2_fast.selecting.samples import PoolRows, contiguous, load_weights, open_array, read_head, read_labelled
+from dm2_fast.selecting.trained_run import model_of_run
+from dm2_fast.words import count
 
 _BATCH_BYTES = 2**22  # of features: what a linear head does with fewer costs less than starting it
-
-
-@dataclass(frozen=True)
-class SelectConfig:
-    """The next samples to label, from a pool and a model, or from features and the linear head that reads them.
-
-    Args:
-        pool: The samples, a .npy file of (m, ...) uint8 or floating point, read by blocks; it needs a model.
-        model: What runs on the pool, package.module:function; the function is called with those of channels, size and
-            classes that it names (null where it is not known) and returns the model.
-        weights: State dict of the model, as torch.save(model.state_dict(), ...) writes it; no code in it is run.
-        features: Features instead of samples, a .npy file of (m, d) floating point; it needs a head.
-        head: With features, the linear head, a .npz file of weight (C, d) and bias (C,). With a pool, the name of the
-            module whose input is the feature vector; null to find it.
-        layout: Order of the dimensions of a pool of images, (m, C, H, W) or (m, H, W, C).
-        normalize: Mean and standard deviation per channel in units of the [0, 1] pixel range, as mean/std or
-            0.49,0.48,0.45/0.20,0.20,0.20.
-        labelled: The rows that have a label, left out: one row number a line (or more columns, with the names row and
-            label above them), or a .npy file of row numbers.
-        strategy: How the samples to label are chosen; or a function or `Strategy` of your own.
-        budget: How many samples to choose.
-        seed: Key of everything random.
-        round: Count of the selections before, also a key of everything random.
-        batch_size: Samples per forward pass; null for 256, or 4 MB of features.
-        device: auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.
-        threads: CPU threads; null leaves them as they are.
-        output: Folder to write, which must be new; null for one below selections/ that is named after pool, strategy,
-            seed and round.
-        options: Options of the strategy, a dataclass of its own; None for its defaults.
-    """
-
-    pool: Path | None = None
-    model: str | None = None
-    weights: Path | None = None
-    features: Path | None = None
-    head: str | None = None
-    layout: Literal["nchw", "nhwc"] = "nchw"
-    normalize: str | None = None
-    labelled: Path | None = None
-    strategy: str = "dm2"
-    budget: int = 100
-    seed: int = 0
-    round: int = 0
-    batch_size: int | None = None
-    device: str = "auto"
-    threads: int | None = None
-    output: Path | None = None
-    options: Any = None
-
-    def __post_init__(self) -> None:
-        if not plugins.is_plugin(self.strategy):
-            strategies.get(self.strategy).checked(self.options)
-        if (self.pool is None) == (self.features is None):
-            raise ValueError("give --pool with --model, or --features with --head")
-        if self.features is not None:
-            if self.head is None:
-                raise ValueError("give --head, the .npz file of the linear head that reads --features")
-            for name in ("model", "weights", "normalize"):
-                if getattr(self, name) is not None:
-                    raise ValueError(f"leave out --{name}: it belongs to --pool, not to --features")
-        elif self.model is None or not plugins.is_plugin(self.model):
-            raise ValueError(f"give --model as package.module:function for --pool, got {self.model}")
-        for name in ("budget", "batch_size", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.round < 0:
-            raise ValueError(f"round must be at least 0, got {self.round}")
-        if self.layout not in ("nchw", "nhwc"):
-            raise ValueError(f"layout must be one of nchw, nhwc, got {self.layout!r}")
 
 
 def select_from_files(config: SelectConfig, *, echo: Callable[[str], None] | None = None) -> Path:
@@ -110,16 +48,18 @@ def select_from_files(config: SelectConfig, *, echo: Callable[[str], None] | Non
     Raises:
         ValueError, OSError: a file is missing, damaged or does not fit the others, or there are not enough rows.
         RuntimeError: the user's model raised; its own error is the cause.
+        MissingExtra: matplotlib or pyyaml is not installed.
     """
+    extras.check("run", "a selection from files", "yaml", "matplotlib")
     config = replace(config, options=strategies.get(config.strategy).checked(config.options))
     output = config.output or _default_output(config)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output} is there already: name another --output")
-    array = _samples(config)
-    labelled, labels = read_labelled(config.labelled, len(array))
+    ids, array, damaged = _samples(config)
+    labelled, labels = read_labelled(config.labelled, len(array), ids, config.classes)
     unlabelled = np.flatnonzero(np.bincount(labelled, minlength=len(array)) == 0)
     if config.budget > len(unlabelled):
-        raise ValueError(f"only {len(unlabelled)} rows have no label, fewer than the budget of {config.budget}")
+        raise ValueError(f"budget {config.budget} is more than the {count(len(unlabelled), 'row')} without a label")
 
     output.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -128,33 +68,23 @@ def select_from_files(config: SelectConfig, *, echo: Callable[[str], None] | Non
         unfinished(output) as scratch,
     ):
         device = usable_device(config.device)
-        model = (_model(config, array) if config.features is None else read_head(Path(str(config.head)), array)).to(
-            device
-        )
+        asked = _ask(config, array, unlabelled, labelled, labels, scratch, device)
         if echo:
             echo(
                 f"{config.strategy} on {config.pool or config.features}, {len(array)} rows of {array.shape[1:]} "
                 f"{array.dtype}, {len(labelled)} of them labelled, {device}"
             )
-        with plugins.naming(config.model, f"samples of shape {array.shape[1:]}"):
-            picked = select(
-                model,
-                **_samples_of(config, array, unlabelled, scratch),
-                budget=config.budget,
-                strategy=config.strategy,
-                options=config.options,
-                labelled=PoolRows("pool", array, labelled),
-                labels=labels,
-                row_ids=unlabelled,
-                seed=config.seed,
-                round=config.round,
-                progress=True,
-            )
+        with plugins.naming(config.model, f"samples of shape {array.shape[1:]}{_layout_hint(config, array)}"):
+            picked = select_from(asked, config.budget, config.strategy, config.options)
         folder = scratch / "selection"
         folder.mkdir()
-        _write(folder, config, array, unlabelled, picked)
+        _write(folder, config, array, unlabelled, picked, ids)
+        if damaged:
+            (folder / "damaged.txt").write_text("".join(f"{name}\n" for name in damaged))
         folder.replace(output)
     if echo:
+        if damaged:
+            echo(f"{len(damaged)} damaged images were left out, see damaged.txt")
         if picked.prepared is not None and picked.prepared.startswith("off: "):
             echo(f"the model runs as it is, since it cannot be prepared, which costs speed: {picked.prepared[5:]}")
         if picked.audit is not None:
@@ -169,7 +99,17 @@ def _default_output(config: SelectConfig) -> Path:
     return Path("selections") / f"{source.stem}-{config.strategy}-seed{config.seed}-round{config.round}"
 
 
-def _samples(config: SelectConfig) -> NDArray[Any]:
+def _samples(config: SelectConfig) -> tuple[list[str] | None, NDArray[Any], list[str]]:
+    """The ids of the rows, if they have any, the samples, and the names of damaged images, which are left out."""
+    if config.pool is not None and config.pool.is_dir():
+        if config.ids is not None:
+            raise ValueError("leave out --ids: the images of a folder are called by their file names")
+        return read_images(config.pool, config.size, config.skip_damaged, config.workers)
+    array = _array(config)
+    return None if config.ids is None else read_ids(config.ids, len(array)), array, []
+
+
+def _array(config: SelectConfig) -> NDArray[Any]:
     """The pool or the features, mapped and not read."""
     if config.features is not None:
         features = open_array("features", config.features)
@@ -189,14 +129,52 @@ def _samples(config: SelectConfig) -> NDArray[Any]:
     return pool
 
 
-def _samples_of(config: SelectConfig, array: NDArray[Any], rows: NDArray[np.int64], scratch: Path) -> dict[str, Any]:
-    """The given rows as `select` takes them: pool, normalize, head and batch_size."""
+def _ask(
+    config: SelectConfig,
+    array: NDArray[Any],
+    unlabelled: NDArray[np.int64],
+    labelled: NDArray[np.int64],
+    labels: Tensor | None,
+    scratch: Path,
+    device: torch.device,
+) -> Round:
+    """The round that the files make."""
+    keys: dict[str, Any] = {"seed": config.seed, "round": config.round, "row_ids": unlabelled, "ties": config.ties}
+    others = PoolRows("pool", array, labelled)
+    if config.logits is not None or config.probabilities is not None:
+        name = "logits" if config.logits is not None else "probabilities"
+        outputs = open_array(name, getattr(config, name))
+        if outputs.ndim != 2 or outputs.shape[0] != len(array):
+            raise ValueError(f"{name} must be (m, C) with the {len(array)} rows of features, got {outputs.shape}")
+        x = contiguous(array, unlabelled, scratch)
+        near = others[np.arange(len(labelled))] if len(labelled) else None
+        given: dict[str, Any] = {name: outputs[unlabelled], "labelled_features": near, "labels": labels}
+        return Round.from_arrays(x, **given, **keys, multilabel=config.multilabel, progress=True)
+    pool: ArrayLike
     if config.features is not None:
-        features = contiguous(array, rows, scratch)
-        return {"pool": features, "batch_size": config.batch_size or max(1, _BATCH_BYTES // features[0].nbytes)}
-    normalize = None if config.normalize is None else _statistics(config.normalize)
-    pool = PoolRows("pool", array, rows)
-    return {"pool": pool, "normalize": normalize, "head": config.head, "batch_size": config.batch_size or 256}
+        pool = contiguous(array, unlabelled, scratch)
+        model: nn.Module = read_head(Path(str(config.head)), array)
+        normalize, head, batch_size = None, None, max(1, _BATCH_BYTES // pool[0].nbytes)
+    else:
+        pool, head, batch_size = PoolRows("pool", array, unlabelled), config.head, 256
+        if config.run is not None:
+            model, normalize = model_of_run(config.run, array.shape[1:])
+        else:
+            model, normalize = (
+                _model(config, array),
+                None if config.normalize is None else _statistics(config.normalize),
+            )
+    size = config.batch_size or batch_size
+    forward = ForwardPass(model.to(device), pool, normalize, head, size, progress=True, multilabel=config.multilabel)
+    return Round(forward, labelled=others, labels=labels, **keys)
+
+
+def _layout_hint(config: SelectConfig, array: NDArray[Any]) -> str:
+    """What may be wrong with samples on which a model raised."""
+    shape = array.shape[1:]
+    if config.layout == "nchw" and len(shape) == 3 and shape[2] in (1, 3, 4) and shape[0] not in (1, 3, 4):
+        return " (if these are height, width and channels, add --layout nhwc)"
+    return ""
 
 
 def _model(config: SelectConfig, array: NDArray[Any]) -> nn.Module:
@@ -220,7 +198,12 @@ def _statistics(text: str) -> Normalize:
 
 
 def _write(
-    folder: Path, config: SelectConfig, array: NDArray[Any], unlabelled: NDArray[np.int64], picked: Picked
+    folder: Path,
+    config: SelectConfig,
+    array: NDArray[Any],
+    unlabelled: NDArray[np.int64],
+    picked: Picked,
+    ids: Sequence[str] | None,
 ) -> None:
     """Write all files of a selection; places in the unlabelled pool become rows of the user's file."""
     chosen = picked.indices.cpu()
@@ -229,23 +212,38 @@ def _write(
     near = None if picked.neighbours is None else unlabelled[picked.neighbours[chosen].cpu().numpy()]
     with (folder / "selected.csv").open("w", newline="") as file:
         lines = csv.writer(file, lineterminator="\n")
-        lines.writerow(("order", "row", "score", "neighbours"))
+        named = () if ids is None else ("id",)
+        lines.writerow(("order", "row", *named, "score", "neighbours"))
         for i, row in enumerate(rows.tolist()):
             score = "" if scores is None else f"{scores[chosen[i]].item():.9g}"
-            lines.writerow((i, row, score, "" if near is None else " ".join(map(str, near[i]))))
+            named = () if ids is None else (ids[row],)
+            lines.writerow((i, row, *named, score, "" if near is None else " ".join(map(str, near[i]))))
     if scores is not None:
         everywhere = np.full(len(array), np.nan, scores.numpy().dtype)
         everywhere[unlabelled] = scores.numpy()
         np.save(folder / "scores.npy", everywhere)
+    if config.export is not None:
+        called = [str(row) if ids is None else ids[row] for row in rows.tolist()]
+        given = None if scores is None else [float(scores[row]) for row in chosen.tolist()]
+        images = config.pool is not None and config.pool.is_dir()
+        label_studio.write_tasks(folder, rows.tolist(), called, given, f"dm2_fast {config.strategy}", images)
     values = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
     options, group = values.pop("options"), strategies.group(strategies.get(config.strategy))
     values |= {"output": None} | ({} if group is None else {group: options})
+    import yaml
+
     (folder / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     if config.pool is not None:
 
         def names(places: Tensor) -> list[str]:
-            return [f"row {row}" for row in unlabelled[places.numpy()].tolist()]
+            numbers = unlabelled[places.numpy()].tolist()
+            return [f"row {row}" if ids is None else _short(ids[row]) for row in numbers]
 
         draw_chosen(
             folder / "selected.png", PoolRows("pool", array, unlabelled), picked, names, f"round {config.round}"
         )
+
+
+def _short(name: str, most: int = 14) -> str:
+    """A name as it fits above a picture: the end of a file name says more than its folders."""
+    return name if len(name) <= most else "…" + name[1 - most :]

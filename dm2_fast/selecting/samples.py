@@ -4,7 +4,7 @@ import csv
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from dm2_fast.model.linear_head import linear_head
 from dm2_fast.operations.arrays import name_rows
+from dm2_fast.progress import tqdm
+from dm2_fast.selecting.names import RowNames, remedy
 
 _BLOCK_BYTES = 2**24  # of the pool, read at a time
 
@@ -105,11 +107,20 @@ def _searched(features: NDArray[Any]) -> np.dtype[Any]:
     return np.dtype(np.float64 if features.dtype.itemsize == 8 else np.float32)
 
 
-def read_labelled(file: Path | None, m: int) -> tuple[NDArray[np.int64], Tensor | None]:
+def _torch(dtype: np.dtype[Any]) -> torch.dtype:
+    return torch.float64 if dtype == np.float64 else torch.float32
+
+
+def read_labelled(
+    file: Path | None, m: int, ids: Sequence[str] | None = None, classes: Sequence[str] | None = None
+) -> tuple[NDArray[np.int64], Tensor | None]:
     """Read which of m rows have a label: rows in the order of the file, (n,), and their labels, (n,), if it has them.
 
     Args:
-        file: .npy of row numbers; or text, `row` or `row,label` a line, or any columns below a line with their names.
+        file: .npy of row numbers; or text, `row` or `row,label` a line, or any columns below a line with their
+            names; `id` in place of `row` where rows have ids.
+        ids: What the rows are called, (m,).
+        classes: Names of the classes, which then may stand as labels.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -117,31 +128,30 @@ def read_labelled(file: Path | None, m: int) -> tuple[NDArray[np.int64], Tensor 
     """
     if file is None:
         return np.empty(0, np.int64), None
-    lines: Iterable[tuple[int, str, str | None]]
+    names, numbers = RowNames(m, ids), {name: number for number, name in enumerate(classes or ())}
+    lines: Iterable[tuple[int, str, str | None, str]]
     if file.suffix == ".npy":
         listed = open_array("labelled", file)
         if listed.ndim != 1:
             raise ValueError(f"labelled must be one row number after the other, got shape {listed.shape} in {file}")
-        unit, lines = "entry", ((i, str(row), None) for i, row in enumerate(listed.tolist()))
+        unit, lines = "entry", ((i, str(row), None, "") for i, row in enumerate(listed.tolist()))
     else:
         unit, lines = "line", _lines(file)
     rows: dict[int, int] = {}  # row: its line
     labels: list[int] = []
-    for at, text, label in lines:
+    for at, text, label, column in lines:
         where = f"labelled, {unit} {at} of {file}:"
-        row = _integer(where, "row", text)
-        if row >= m:
-            raise ValueError(f"{where} row must be in [0, {m - 1}], got {row}")
+        row = names.row(where, text, column)
         if row in rows:
             raise ValueError(f"{where} row must be named once, got {row}, which is in {unit} {rows[row]} too")
         rows[row] = at
         if label is not None:
-            labels.append(_integer(where, "label", label))
+            labels.append(numbers[label] if label in numbers else _integer(where, "label", label))
     return np.array(list(rows), np.int64), torch.tensor(labels) if labels else None
 
 
-def _lines(file: Path) -> Iterator[tuple[int, str, str | None]]:
-    """(line number, row, label) of a text file, with names of the columns in its first line or not."""
+def _lines(file: Path) -> Iterator[tuple[int, str, str | None, str]]:
+    """(line number, row or id, label, column) of a text file, with names of the columns in its first line or not."""
     if not file.is_file():
         raise FileNotFoundError(f"labelled must be a file, got {file}")
     with file.open(newline="", encoding="utf-8-sig") as text:
@@ -150,23 +160,37 @@ def _lines(file: Path) -> Iterator[tuple[int, str, str | None]]:
         except (UnicodeDecodeError, csv.Error) as error:
             raise ValueError(f"labelled must be a text file or .npy, got {file} ({error})") from error
     first = lines[0][1] if lines else []
-    header = "row" in first
-    names = first if header else ["row", "label"][: len(first)]
+    column = next((name for name in ("id", "row") if name in first), "")
+    header = column != ""
+    names = first if header else ["", "label"][: len(first)]
     for i, line in lines[header:]:
         if len(line) != len(names):
-            raise ValueError(f"labelled, line {i} of {file}: must be {','.join(names)}, got {','.join(line)!r}")
+            expected = ",".join(name or "row" for name in names)
+            got = ",".join(line)
+            raise ValueError(f"labelled, line {i} of {file}: must be {expected}, got {got!r}{_separator(got)}")
         entry = dict(zip(names, line, strict=True))
-        yield i, entry["row"], entry.get("label")
+        if len(line) == 1 and _separator(line[0]):
+            raise ValueError(f"labelled, line {i} of {file}: got {line[0]!r}{_separator(line[0])}")
+        yield i, entry[column], entry.get("label"), column
+
+
+def _separator(text: str) -> str:
+    """What to do about a line with another separator than a comma."""
+    for name, sign in (("semicolons", ";"), ("tabs", "\t")):
+        if sign in text and "," not in text:
+            return f": separate the columns by commas, not by {name}"
+    return ""
 
 
 def _integer(where: str, name: str, text: str) -> int:
     if not (text.isascii() and text.isdigit()):
-        raise ValueError(f"{where} {name} must be an integer from 0 on, got {text!r}")
+        raise ValueError(f"{where} {name} must be an integer from 0 on, got {text!r}{remedy(text)}")
     return int(text)
 
 
 def read_head(file: Path, features: NDArray[Any]) -> nn.Linear:
-    """Read the linear head of features (m, d) from a .npz file of weight (C, d) and bias (C,).
+    """Read the linear head of features (m, d) from a .npz file of weight (C, d) and bias (C,), or of coef_ and
+    intercept_ as scikit-learn has them.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -179,6 +203,11 @@ def read_head(file: Path, features: NDArray[Any]) -> nn.Linear:
             held = {name: np.asarray(arrays[name]) for name in arrays.files}
     except (ValueError, EOFError, OSError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"head must be a .npz file of weight and bias, got {file} ({error})") from error
+    if set(held) == {"coef_", "intercept_"}:
+        try:
+            return linear_head(held["coef_"], held["intercept_"], features.shape[1], _torch(_searched(features)))
+        except ValueError as error:
+            raise ValueError(f"{error} in {file}") from error
     if set(held) != {"weight", "bias"}:
         raise ValueError(f"head must hold weight and bias, got {', '.join(held) or 'nothing'} in {file}")
     weight, bias = held["weight"], held["bias"]

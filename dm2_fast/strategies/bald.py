@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from dm2_fast.operations.arguments import whole
-from dm2_fast.round import Picked, Round, highest
+from dm2_fast.round import Picked, Round
 from dm2_fast.strategy import DROPOUT, FEATURES, Strategy
 
 
@@ -34,7 +34,7 @@ def choose(round: Round, budget: int, options: BALDConfig) -> Picked:
     mean, entropy = round.dropout(options.passes)
     with round.stage("choose"):
         scores = torch.special.entr(mean).sum(1) - entropy
-        indices = highest(scores, budget)
+        indices = round.highest(scores, budget)
     return Picked(indices, scores)
 
 

@@ -14,6 +14,7 @@ from dm2_fast.operations.mix import Mix, Recipe, check_mix, recipe
 from dm2_fast.operations.neighbours import Neighbours
 from dm2_fast.round import Picked, Round, check_budget, highest
 from dm2_fast.strategy import FEATURES, Pass, Strategy
+from dm2_fast.traps import warn_of_column, warn_of_duplicates
 
 _EXACT = 5  # budgets of rows whose neighbours are searched exactly after an approximate graph
 _MILLION_MINUTES = 2.1  # of one core for a million rows of 128 features: benches/approximate.py
@@ -61,14 +62,16 @@ class DM2Config:
 
 
 def choose(round: Round, budget: int, options: DM2Config) -> Picked:
-    """Choose the budget rows whose mixtures score highest, after skipping options.offset, ties to the lower row."""
+    """Choose the budget rows whose mixtures score highest, after skipping options.offset."""
     m, forward = len(round), round.forward
     check_budget(budget, m, options.offset)
     if options.space == "features":
         forward = round.behind_head
     else:
+        round.check_model()
         check_mixable(round.samples)
     features = round.features
+    warn_of_column(features)
     k = min(options.k, m - 1)
     if k < options.k:
         warnings.warn(f"k={options.k} is clamped to {k}: the pool has {m} row{'s' * (m > 1)}", stacklevel=4)
@@ -81,6 +84,8 @@ def choose(round: Round, budget: int, options: DM2Config) -> Picked:
             progress = forward.progress
             index = Neighbours(features, options.metric, options.recall, progress=progress, **forward.compute)
             distances, neighbours = index.graph(k)
+
+    warn_of_duplicates(distances)
 
     def mixture_now() -> Recipe:
         return recipe(
@@ -101,7 +106,7 @@ def choose(round: Round, budget: int, options: DM2Config) -> Picked:
             mixture, scores = mixture_now(), scores.clone()
             scores[highest_rows] = forward.mixed_uncertainty(mixture, options.score, highest_rows)
     with round.stage("choose"):
-        indices = highest(scores, budget, options.offset)
+        indices = round.highest(scores, budget, options.offset)
     return Picked(indices, scores, neighbours, distances, mixture, audit)
 
 

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 
 from dm2_fast.operations.arguments import one_of, whole
-from dm2_fast.round import Picked, Round, highest
+from dm2_fast.round import Picked, Round
 from dm2_fast.strategy import DROPOUT, FEATURES, Strategy
 
 
@@ -41,7 +41,7 @@ def choose(round: Round, budget: int, options: EntropyBayesianConfig) -> Picked:
     mean, entropy = round.dropout(options.passes)
     with round.stage("choose"):
         scores = torch.special.entr(mean).sum(1) if options.reading == "predictive" else entropy
-        indices = highest(scores, budget)
+        indices = round.highest(scores, budget)
     return Picked(indices, scores)
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dm2_fast.round import Picked, Round, highest
+from dm2_fast.round import Picked, Round
 from dm2_fast.strategies.graph_network import label_scores
 from dm2_fast.strategy import FEATURES, LABELLED, Strategy
 
@@ -32,7 +32,7 @@ def choose(round: Round, budget: int, options: UncertainGCNConfig) -> Picked:
     with round.stage("choose"):
         s, _ = label_scores(features, labelled, options.lam, round.seed, round.round, round.forward.num_threads)
         scores = -(s[: len(round)] - options.margin).abs()
-        indices = highest(scores, budget)
+        indices = round.highest(scores, budget)
     return Picked(indices, scores)
 
 

@@ -390,11 +390,9 @@ def test_permuting_the_rows_permutes_the_answer(backend: str, m: int, d: int, se
     [
         ({"x": torch.ones(4)}, ValueError, r"x must be 2-D \(rows, features\), got shape \(4,\)"),
         ({"x": torch.ones(4, 2, 2)}, ValueError, r"x must be 2-D \(rows, features\), got shape \(4, 2, 2\)"),
-        ({"x": torch.ones(4, 2).int()}, TypeError, r"x must be float16, .* or float64, got torch\.int32"),
         ({"x": np.ones((4, 2), complex)}, TypeError, r"x must be float16, .*, got torch\.complex128"),
         ({"x": np.array([["a"], ["b"]])}, TypeError, "x must have a numeric dtype, got <U1"),
         ({"x": np.ones((4, 2), ">f4")}, TypeError, "x must have native byte order, got dtype >f4"),
-        ({"x": [[1.0], [2.0]]}, TypeError, "x must be a tensor or an array, got a list"),
         ({"x": torch.ones(0, 2)}, ValueError, r"x must have at least one row and one feature, got shape \(0, 2\)"),
         ({"x": torch.ones(4, 0)}, ValueError, r"x must have at least one row and one feature, got shape \(4, 0\)"),
         ({"k": 0}, ValueError, r"k must be in \[1, 8\] for 9 rows, got 0"),

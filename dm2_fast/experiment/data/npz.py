@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dm2_fast.operations.mix import Normalize
+from dm2_fast.picked import check_names
 
 _ARRAYS = ("x", "y", "x_test", "y_test")
 _ROWS = 1024  # per block
@@ -30,7 +31,7 @@ def sha256(path: Path) -> str:
         FileNotFoundError: there is no such file.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"dataset must be a file, got none at {path.absolute()}")
+        raise FileNotFoundError(f"dataset file not found: {path.absolute()}")
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -42,8 +43,9 @@ def read(path: Path) -> Parts:
     """Read and check a data set.
 
     The file holds x and x_test, images (n, H, W), (n, C, H, W) or (n, H, W, C), uint8 or floating point in [0, 1]; y
-    and y_test, their classes (n,), integers from 0 on; layout, "nchw" or "nhwc", unless the images are (n, H, W); and
-    it may hold classes, the names of the classes. Nothing in it is executed.
+    and y_test, their classes (n,), integers from 0 on, where -1 in y is a row without a label, and no y at all means
+    that no row has one; layout, "nchw" or "nhwc", unless the images are (n, H, W); and
+    it may hold classes, the names of the classes, and ids, what the rows of x are called. Nothing in it is executed.
 
     Returns:
         x, y, x_test, y_test, names of the classes, and (mean, std) per channel of the training pixels; images as
@@ -66,16 +68,19 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
                 raise ValueError("it holds one array without a name")
             return {name: archive[name] for name in archive.files}
     except (EOFError, zipfile.BadZipFile, zlib.error, ValueError) as error:
-        raise ValueError(f"must be written by np.savez, without Python objects ({error})") from error
+        raise ValueError(f"cannot be read ({error}): write it with np.savez, without Python objects") from error
 
 
 def _checked(arrays: dict[str, NDArray[Any]]) -> Parts:
+    if "y" not in arrays and "x" in arrays and "classes" in arrays:
+        arrays = {**arrays, "y": np.full(len(arrays["x"]), -1)}
     missing = [name for name in _ARRAYS if name not in arrays]
     if missing:
-        raise ValueError(f"must hold the arrays {', '.join(_ARRAYS)}, got no {', '.join(missing)}")
-    unknown = [name for name in arrays if name not in (*_ARRAYS, "layout", "classes")]
+        found = f"no array {' and no array '.join(missing)}: a data set needs {', '.join(_ARRAYS)}"
+        raise ValueError(f"{found}{_hint(missing)}")
+    unknown = [name for name in arrays if name not in (*_ARRAYS, "layout", "classes", "ids")]
     if unknown:
-        raise ValueError(f"must hold {', '.join(_ARRAYS)}, layout and classes only, got {unknown[0]!r} too")
+        raise ValueError(f"unknown array {unknown[0]!r}: a data set has {', '.join(_ARRAYS)}, layout and classes only")
     x, x_test = (_images(name, arrays[name], arrays.get("layout")) for name in ("x", "x_test"))
     if x_test.shape[1:] != x.shape[1:] or x_test.dtype != x.dtype:
         raise ValueError(
@@ -85,11 +90,51 @@ def _checked(arrays: dict[str, NDArray[Any]]) -> Parts:
     y, y_test = _labels("y", arrays["y"], len(x)), _labels("y_test", arrays["y_test"], len(x_test))
     names = _names(arrays.get("classes"), y)
     for name, labels in (("y", y), ("y_test", y_test)):
-        outside = np.flatnonzero((labels < 0) | (labels >= len(names)))
+        least = -1 if name == "y" else 0
+        outside = np.flatnonzero((labels < least) | (labels >= len(names)))
         if len(outside):
             row = outside[0]
-            raise ValueError(f"{name} must be in [0, {len(names) - 1}], got {labels[row]} in row {row}")
+            hint = " (-1 is a row without a label)" if name == "y" else ""
+            raise ValueError(f"{name} must be in [0, {len(names) - 1}], got {labels[row]} in row {row}{hint}")
     return x, y, x_test, y_test, names, _statistics(x)
+
+
+def _hint(missing: list[str]) -> str:
+    """What to do about arrays that are missing."""
+    if missing == ["y"]:
+        return " (without labels, the array classes must name the classes)"
+    if set(missing) <= {"x_test", "y_test"}:
+        return " (hold out some of the labelled images to test with)"
+    return ""
+
+
+def counts(path: Path) -> tuple[int, int]:
+    """How many rows have a label, and how many have none, without reading the images."""
+    with path.open("rb") as file:
+        archive = np.load(file, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile) or "y" not in archive.files:
+            return 0, 1
+        y = archive["y"]
+    return int((y != -1).sum()), int((y == -1).sum())
+
+
+def read_ids(path: Path, m: int) -> tuple[str, ...] | None:
+    """What the rows are called: the array ids, texts or integers; None without it.
+
+    Raises:
+        ValueError: it is not one id for each of m rows, all different.
+    """
+    with path.open("rb") as file:
+        archive = np.load(file, allow_pickle=False)
+        if "ids" not in archive.files:
+            return None
+        values = archive["ids"]
+    if values.shape != (m,) or values.dtype.kind not in "Uiu":
+        raise ValueError(f"{path}: ids must be {m} texts or integers, got {values.dtype} of shape {values.shape}")
+    try:
+        return tuple(check_names([str(value) for value in values.tolist()], m) or ())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _images(name: str, x: NDArray[Any], layout: NDArray[Any] | None) -> NDArray[Any]:
@@ -103,7 +148,7 @@ def _images(name: str, x: NDArray[Any], layout: NDArray[Any] | None) -> NDArray[
             outside = np.argwhere(~((block >= 0) & (block <= 1)))
             if len(outside):
                 value, row = block[tuple(outside[0])], start + outside[0][0]
-                raise ValueError(f"{name} must be in [0, 1], being floating point, got {value} in row {row}")
+                raise ValueError(f"{name} must be in [0, 1] for floating point, got {value} in row {row}")
         x = x.astype(np.float32, copy=False)
     if x.ndim == 3:
         return x
@@ -123,7 +168,7 @@ def _labels(name: str, y: NDArray[Any], n: int) -> NDArray[np.int64]:
 
 def _names(classes: NDArray[Any] | None, y: NDArray[np.int64]) -> tuple[str, ...]:
     if classes is None:
-        distinct = np.unique(y)
+        distinct = np.unique(y[y != -1])
         gap = np.flatnonzero(distinct != np.arange(len(distinct)))
         if len(gap) or len(distinct) < 2:
             got = f"{distinct[gap[0]]} for {gap[0]}" if len(gap) else f"{len(distinct)} class"
@@ -141,7 +186,9 @@ def _statistics(x: NDArray[Any]) -> Normalize:
     x = x[..., None] if x.ndim == 3 else x
     constant = np.flatnonzero(x.min((0, 1, 2)) == x.max((0, 1, 2)))
     if len(constant):
-        raise ValueError(f"x must vary in every channel, got one value throughout channel {constant[0]}")
+        raise ValueError(
+            f"channel {constant[0]} of x has the same value everywhere and cannot be normalised: leave it out"
+        )
     scale = 255 if x.dtype == np.uint8 else 1
 
     def mean_of(term: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> NDArray[np.float64]:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dm2_fast import extras
 from dm2_fast.experiment.data import npz
 from dm2_fast.operations.mix import Normalize
 
@@ -18,10 +19,12 @@ class Data:
 
     Attributes:
         name: Its name in `load`.
-        x, y: Training images, (n, C, H, W) in channels_last, uint8 or float32 in [0, 1], and their classes, (n,) int64.
+        x, y: Training images, (n, C, H, W) in channels_last, uint8 or float32 in [0, 1], and their classes, (n,) int64,
+            -1 for a row without a label.
         x_test, y_test: The test set, likewise.
         classes: Names of the classes.
         normalize: (mean, std) per channel in units of the [0, 1] pixel range.
+        ids: What the training images are called; None for their numbers only.
     """
 
     name: str
@@ -31,6 +34,7 @@ class Data:
     y_test: Tensor
     classes: tuple[str, ...]
     normalize: Normalize
+    ids: tuple[str, ...] | None = None
 
 
 # torchvision's class, what it reads below the root, and the pixel statistics usual for the training images.
@@ -55,7 +59,9 @@ def load(name: str, data_dir: Path = Path("data"), download: bool = False) -> Da
         return _digits()
     parts = npz.read(Path(name)) if npz.is_npz(name) else _torchvision(name, data_dir, download)
     x, y, x_test, y_test, classes, normalize = parts
-    return Data(name, _images(x), torch.as_tensor(y), _images(x_test), torch.as_tensor(y_test), classes, normalize)
+    ids = npz.read_ids(Path(name), len(x)) if npz.is_npz(name) else None
+    tests = _images(x_test), torch.as_tensor(y_test)
+    return Data(name, _images(x), torch.as_tensor(y), *tests, classes, normalize, ids)
 
 
 def place(name: str, data_dir: Path) -> Path | None:
@@ -67,7 +73,8 @@ def _torchvision(name: str, data_dir: Path, download: bool) -> tuple[Any, Any, A
     """Images (n, H, W) or (n, H, W, C) and classes of the training and of the test set, names, and (mean, std)."""
     if name not in _TORCHVISION:
         raise ValueError(f"dataset must be one of {', '.join(NAMES)} or a file.npz, got {name!r}")
-    import torchvision
+    with extras.needed("run", f"data set {name}"):
+        import torchvision
 
     kind, _, normalize = _TORCHVISION[name]
     open_split = getattr(torchvision.datasets, kind)
@@ -96,8 +103,9 @@ def _images(x: Tensor | np.ndarray) -> Tensor:
 
 def _digits() -> Data:
     """1,797 handwritten digits of 8x8 pixels with 17 grey levels; every class is split 4 : 1 with a fixed seed."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
+    with extras.needed("run", "data set digits"):
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
 
     bunch = load_digits()
     images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from dm2_fast.experiment.config import RunConfig, identity, to_dict
@@ -38,11 +36,13 @@ class RunFolder:
         Raises:
             FileExistsError: the folder holds something else, or another process works in it.
         """
+        import yaml
+
         if config.output is None:
             raise ValueError("config must be resolved, got output=None")
         path, file = config.output, config.output / "config.yaml"
         if path.exists() and not file.exists() and (not path.is_dir() or any(_visible(path))):
-            raise FileExistsError(f"output must be new, empty or the folder of a run, got {path}")
+            raise FileExistsError(f"{path} holds something else than a run: name another --output")
         path.mkdir(parents=True, exist_ok=True)
         directory = os.open(path, os.O_RDONLY)
         try:
@@ -51,8 +51,12 @@ class RunFolder:
             except BlockingIOError as error:
                 raise FileExistsError(f"another process is using {path}") from error
             if file.exists():
-                _check_same(path, read_yaml(file), to_dict(config))
+                before = read_yaml(file)
+                _check_same(path, before, to_dict(config))
+                new = before["rounds"] != config.rounds
             else:
+                new = True
+            if new:
                 # Without its own place: repeated with other options, the run shall not land in this folder.
                 with replacing(file) as partial:
                     partial.write_text(yaml.safe_dump({**to_dict(config), "output": None}, sort_keys=False))
@@ -72,16 +76,19 @@ class RunFolder:
         """The file of the last trained weights."""
         return self.path / "model.pt"
 
-    def write_tables(self, state: State) -> None:
-        """Write rounds.csv and selected.csv anew."""
+    def write_tables(self, state: State, ids: Sequence[str] | None = None) -> None:
+        """Write rounds.csv and selected.csv anew; ids are what rows are called, if there are some."""
         stages = list(dict.fromkeys(stage for result in state.results for stage in result.seconds))
         columns = (*ROUND_COLUMNS, *(f"seconds_{stage}" for stage in stages))
         self._write("rounds.csv", [columns, *(_round_line(result, stages) for result in state.results)])
-        lines: list[Sequence[Any]] = [SELECTED_COLUMNS]
+        lines: list[Sequence[Any]] = [(*SELECTED_COLUMNS, *(() if ids is None else ("id",)))]
         for r, (rows, labels) in enumerate(zip(state.chosen, state.labels, strict=False)):
             scores = state.scores[r]
             written = [""] * len(rows) if scores is None else [f"{score:.9g}" for score in scores.tolist()]
-            lines += zip([r] * len(rows), range(len(rows)), rows.tolist(), written, labels.tolist(), strict=True)
+            columns_of = [[r] * len(rows), range(len(rows)), rows.tolist(), written, labels.tolist()]
+            if ids is not None:
+                columns_of.append([ids[row] for row in rows.tolist()])
+            lines += zip(*columns_of, strict=True)
         self._write("selected.csv", lines)
 
     def _write(self, name: str, lines: Sequence[Sequence[Any]]) -> None:
@@ -90,6 +97,8 @@ class RunFolder:
 
     def draw_curve(self, results: Sequence[RoundResult], title: str) -> None:
         """Draw accuracy against labels as curve.png."""
+        from matplotlib.figure import Figure
+
         labelled = [result.labelled for result in results]
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.add_subplot()
@@ -120,10 +129,12 @@ def _visible(path: Path) -> list[Path]:
 
 def _check_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     before, now = identity(before), identity(now)
+    if before.get("rounds", 0) < now["rounds"]:
+        before["rounds"] = now["rounds"]  # more of them go on from there
     different = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
     if different:
         raise FileExistsError(
-            f"output must be a folder of the same configuration, got {path}, which differs in "
+            f"{path} holds a run of another configuration, name another --output: "
             + "; ".join(f"{name} ({before.get(name)} there, {now.get(name)} here)" for name in different)
         )
 

@@ -1,0 +1,123 @@
+"""What `dm2-fast select` is asked for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dm2_fast import plugins, strategies
+from dm2_fast.operations.multilabel import check_over
+
+
+@dataclass(frozen=True)
+class SelectConfig:
+    """The next samples to label, from a pool and a model, or from features and the linear head that reads them.
+
+    Args:
+        pool: The samples, a .npy file of (m, ...) uint8 or floating point, read by blocks; or a folder of images (jpg,
+            png, webp, gif) at any depth and of any size. It needs a model.
+        model: What runs on the pool, package.module:function; the function is called with those of channels, size and
+            classes that it names (null where it is not known) and returns the model.
+        run: Folder of a finished run, whose last model then runs on the pool, in place of model, weights and normalize.
+        weights: State dict of the model, as torch.save(model.state_dict(), ...) writes it; no code in it is run.
+        features: Features instead of samples, a .npy file of (m, d) floating point; it needs a head, or what the
+            model makes of them as logits or probabilities.
+        head: With features, the linear head, a .npz file of weight (C, d) and bias (C,), or of coef_ and intercept_ as
+            scikit-learn has them. With a pool, the name of the module whose input is the feature vector; null to find
+            it.
+        logits: With features, in place of a head: the model's outputs before the softmax, a .npy file of (m, C).
+        probabilities: The same after the softmax, as predict_proba gives them.
+        size: Height and width that images of a folder get, resized and cropped as the evaluation on ImageNet does it.
+        skip_damaged: Leave out images that cannot be read, and list them in damaged.txt.
+        workers: Processes that read images; 0 reads in this one.
+        layout: Order of the dimensions of a pool of images, (m, C, H, W) or (m, H, W, C).
+        normalize: Mean and standard deviation per channel in units of the [0, 1] pixel range, as mean/std or
+            0.49,0.48,0.45/0.20,0.20,0.20.
+        labelled: The rows that have a label, left out: one row number a line (or more columns, with the names row and
+            label above them), or a .npy file of row numbers. Where rows have ids, the column id may stand for row.
+        ids: What the rows are called, the column id of a .csv file with a line for each row, or a .npy file; images of
+            a folder are called by their file names.
+        classes: Names of the classes in the order of the model's outputs, for a labelled file that has names.
+        strategy: How the samples to label are chosen; or a function or `Strategy` of your own.
+        ties: Which of equal scores is chosen: that of the lower row, or at random, by a draw of each row.
+        multilabel: The mean or the max over the labels, for a model whose outputs are labels of their own, with
+            sigmoids.
+        export: label-studio also writes the chosen rows as tasks that Label Studio imports.
+        budget: How many samples to choose.
+        seed: Key of everything random.
+        round: Count of the selections before, also a key of everything random.
+        batch_size: Samples per forward pass; null for 256, or 4 MB of features.
+        device: auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.
+        threads: CPU threads; null leaves them as they are.
+        output: Folder to write, which must be new; null for one below selections/ that is named after pool, strategy,
+            seed and round.
+        options: Options of the strategy, a dataclass of its own; None for its defaults.
+    """
+
+    pool: Path | None = None
+    model: str | None = None
+    run: Path | None = None
+    weights: Path | None = None
+    features: Path | None = None
+    head: str | None = None
+    logits: Path | None = None
+    probabilities: Path | None = None
+    size: int = 224
+    skip_damaged: bool = False
+    workers: int = 0
+    layout: Literal["nchw", "nhwc"] = "nchw"
+    normalize: str | None = None
+    labelled: Path | None = None
+    ids: Path | None = None
+    classes: list[str] | None = None
+    strategy: str = "dm2"
+    ties: Literal["lower", "random"] = "lower"
+    multilabel: Literal["mean", "max"] | None = None
+    export: Literal["label-studio"] | None = None
+    budget: int = 100
+    seed: int = 0
+    round: int = 0
+    batch_size: int | None = None
+    device: str = "auto"
+    threads: int | None = None
+    output: Path | None = None
+    options: Any = None
+
+    def __post_init__(self) -> None:
+        if not plugins.is_plugin(self.strategy):
+            strategies.get(self.strategy).checked(self.options)
+        if (self.pool is None) == (self.features is None):
+            raise ValueError("give --pool with --model, or --features with --head (or --logits, or --probabilities)")
+        if self.features is not None:
+            outputs = [name for name in ("head", "logits", "probabilities") if getattr(self, name) is not None]
+            if not outputs:
+                raise ValueError(
+                    "give --head, the .npz file of the linear head that reads --features (or --logits, or "
+                    "--probabilities)"
+                )
+            if len(outputs) > 1:
+                raise ValueError(f"give one of --head, --logits and --probabilities, got --{' and --'.join(outputs)}")
+            for name in ("model", "run", "weights", "normalize"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"leave out --{name}: it belongs to --pool, not to --features")
+        elif self.logits is not None or self.probabilities is not None:
+            raise ValueError("leave out --logits and --probabilities: they belong to --features, not to --pool")
+        elif self.run is not None:
+            for name in ("model", "weights", "normalize"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"leave out --{name}: the run of --run has its own")
+        elif self.model is None or not plugins.is_plugin(self.model):
+            raise ValueError(f"give --model as package.module:function for --pool, got {self.model}")
+        for name, choices in (("ties", ("lower", "random")), ("export", ("label-studio", None))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {getattr(self, name)!r}")
+        check_over(self.multilabel)
+        if self.workers < 0:
+            raise ValueError(f"workers must be at least 0, got {self.workers}")
+        for name in ("budget", "batch_size", "threads", "size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.round < 0:
+            raise ValueError(f"round must be at least 0, got {self.round}")
+        if self.layout not in ("nchw", "nhwc"):
+            raise ValueError(f"layout must be one of nchw, nhwc, got {self.layout!r}")

@@ -1,0 +1,73 @@
+"""A folder of images of any size, read and decoded once, as an array of images of one size."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dm2_fast.model.dataset_pool import DatasetPool
+from dm2_fast.model.together import Together
+
+KINDS = (".jpg", ".jpeg", ".png", ".webp", ".gif")
+
+
+def read_images(
+    folder: Path, size: int, skip_damaged: bool = False, workers: int = 0
+) -> tuple[list[str], NDArray[np.uint8], list[str]]:
+    """Read all images below a folder, resized and cropped as the evaluation on ImageNet does it.
+
+    Specifically, the shorter side becomes `round(size * 256 / 224)` pixels (bilinear with antialiasing), and the middle
+    size x size pixels are kept; colours are RGB, and the orientation that a camera noted is applied.
+
+    Returns:
+        The names, relative to the folder and in their order; the images (m, 3, size, size) uint8, in memory or in a
+        temporary file; and the names of damaged files, which are left out.
+
+    Raises:
+        FileNotFoundError: there is no image.
+        ValueError: a file is damaged, and skip_damaged is False.
+    """
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in KINDS and file.is_file())
+    names = [file.relative_to(folder).as_posix() for file in files]
+    if not files:
+        raise FileNotFoundError(f"no image below {folder}: files must end in {', '.join(KINDS)}")
+    pool = DatasetPool(_Images(files, size), (0, 1), workers, progress=True, name="pool").read()
+    assert isinstance(pool, Together)
+    images, whole = (part.numpy() for part in pool.parts.values())
+    damaged = [name for name, good in zip(names, whole, strict=True) if not good]
+    if len(damaged) == len(names):
+        raise ValueError(f"all {len(names)} images below {folder} are damaged")
+    if damaged and not skip_damaged:
+        more = f" and {len(damaged) - 5} more" if len(damaged) > 5 else ""
+        raise ValueError(
+            f"damaged below {folder}: {', '.join(damaged[:5])}{more} (mend or remove them, or add --skip-damaged)"
+        )
+    if not damaged:
+        return names, images, []
+    return [name for name, good in zip(names, whole, strict=True) if good], images[whole], damaged
+
+
+class _Images(Dataset[Any]):
+    """(image, whether it is whole) of each file."""
+
+    def __init__(self, files: list[Path], size: int) -> None:
+        self.files, self.size = files, size
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
+        from PIL import Image, ImageOps
+        from torchvision.transforms.v2 import functional as transform
+
+        try:
+            with Image.open(self.files[row]) as picture:
+                image = transform.pil_to_tensor(ImageOps.exif_transpose(picture).convert("RGB"))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            return torch.zeros(3, self.size, self.size, dtype=torch.uint8), torch.tensor(False)
+        resized = transform.resize(image, [round(self.size * 256 / 224)], antialias=True)
+        return transform.center_crop(resized, [self.size, self.size]), torch.tensor(True)

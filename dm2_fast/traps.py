@@ -1,0 +1,57 @@
+"""What makes a choice mean something else than it seems to, each said in a warning with the remedy."""
+
+import warnings
+
+from torch import Tensor
+
+_ROWS = 1024  # looked at
+_SHARE = 0.9  # of the squared length of the rows, in one column
+_LEAST_COLUMNS = 4
+
+
+def warn_of_ties(scores: Tensor, ordered: Tensor, budget: int, offset: int) -> None:
+    """Warn if row numbers decide about a tenth of the choice or more, between more than two rows of one score.
+
+    Args:
+        scores: (m,).
+        ordered: The rows by descending score, (m,).
+    """
+    end = offset + budget
+    last = scores[ordered[end - 1]]
+    if end == len(scores) or not bool(scores[ordered[end]] == last):
+        return
+    tied, chosen = int((scores == last).sum()), int((scores[ordered[offset:end]] == last).sum())
+    if tied > 2 and 10 * chosen >= budget:
+        warnings.warn(
+            f"{tied} rows have the same score, and {chosen} of them were chosen for their lower row number: see "
+            "whether the model tells its samples apart, or let a draw decide with ties='random'",
+            stacklevel=4,
+        )
+
+
+def warn_of_column(features: Tensor) -> None:
+    """Warn if one of the columns is nearly all of the length of the rows, so that distances hardly see the others."""
+    if features.shape[1] < _LEAST_COLUMNS:
+        return
+    step = max(1, len(features) // _ROWS)
+    squared = features[::step].double().square()
+    share = (squared / squared.sum(1, keepdim=True).clamp(min=1e-300)).mean(0)
+    if float(share.max()) > _SHARE:
+        warnings.warn(
+            f"feature {int(share.argmax())} makes up {float(share.max()):.0%} of the length of the rows, so distances "
+            "hardly see the others and take longer: bring the features to one scale, for example with scikit-learn's "
+            "StandardScaler",
+            stacklevel=4,
+        )
+
+
+def warn_of_duplicates(distances: Tensor) -> None:
+    """Warn if a hundredth of the rows or more have only neighbours at distance zero, with which mixing is in vain."""
+    m, k = distances.shape
+    alone = int((distances[:, -1] == 0).sum()) if k else 0
+    if alone and 100 * alone >= m:
+        warnings.warn(
+            f"{alone} rows have {k} others at distance 0 (duplicates, or features that the model does not tell apart), "
+            "so mixing does not change them: remove duplicates from the pool, or raise k",
+            stacklevel=4,
+        )

@@ -1,0 +1,93 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+import dm2_fast
+from dm2_fast import DM2Config, Round, select, select_from
+
+random = np.random.default_rng(0)
+F, LABELLED = random.standard_normal((60, 6)), random.standard_normal((12, 6))
+Y = np.arange(12) % 3
+CLASSIFIER = LogisticRegression().fit(LABELLED, Y)
+BINARY = LogisticRegression().fit(LABELLED, Y > 0)
+P = CLASSIFIER.predict_proba(F)
+EVERYTHING = {"labelled_features": LABELLED, "labels": Y, "head": (CLASSIFIER.coef_, CLASSIFIER.intercept_)}
+
+
+def test_dm2_with_a_head_of_scikit_learn_is_algorithm_1_by_hand() -> None:
+    picked = select_from(Round.from_arrays(F, **EVERYTHING), 5, options=DM2Config(k=4, lam=0.3))
+    assert picked.neighbours is not None
+    assert picked.scores is not None
+    mixed = 0.3 * F + 0.7 * F[picked.neighbours.numpy()].mean(1)
+    np.testing.assert_allclose(picked.scores, 1 - CLASSIFIER.predict_proba(mixed).max(1), atol=1e-12)
+
+
+def test_a_binary_head_has_two_classes() -> None:
+    asked = Round.from_arrays(F, head=(BINARY.coef_, BINARY.intercept_))
+    np.testing.assert_allclose(asked.logits.softmax(1), BINARY.predict_proba(F), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", dm2_fast.strategies.names())
+def test_every_strategy_works_from_features_and_head_or_says_what_it_lacks(name: str) -> None:
+    if name in ("bald", "entropy-bayesian"):
+        with pytest.raises(ValueError, match="model must have a dropout layer"):
+            select_from(Round.from_arrays(F, **EVERYTHING), 5, name)
+        return
+    picked = select_from(Round.from_arrays(F, **EVERYTHING), 5, name)
+    layer = torch.nn.Linear(6, 3, dtype=torch.float64)
+    layer.load_state_dict({"weight": torch.tensor(CLASSIFIER.coef_), "bias": torch.tensor(CLASSIFIER.intercept_)})
+    expected = select(layer, F, 5, name, labelled=LABELLED, labels=torch.from_numpy(Y))
+    assert torch.equal(picked.indices, expected.indices)
+
+
+@pytest.mark.parametrize("name", dm2_fast.strategies.names())
+def test_without_a_head_what_needs_none_works_and_the_rest_says_so_first(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Round.from_arrays(F, probabilities=P, labelled_features=LABELLED, labels=Y)
+    needs = {"dm2", "dm2-at", "alpha-mix", "bald", "entropy-bayesian", "noise-stability"}
+    if name in needs:
+        monkeypatch.setattr("dm2_fast.strategies.dm2.knn", None)  # nothing is computed before
+        with pytest.raises(ValueError, match=r"pass head=\(weight, bias\) to Round.from_arrays"):
+            select_from(asked, 5, name)
+        return
+    picked = select_from(asked, 5, name)
+    assert picked.prepared is None
+    assert torch.equal(picked.indices, select_from(Round.from_arrays(F, **EVERYTHING), 5, name).indices)
+
+
+def test_logits_alone_are_enough_for_uncertainty() -> None:
+    asked = Round.from_arrays(logits=CLASSIFIER.decision_function(F), ids=[f"row {i}" for i in range(60)])
+    picked = select_from(asked, 4, "entropy")
+    expected = -(P * np.log(P)).sum(1)
+    np.testing.assert_allclose(picked.scores, expected, atol=1e-12)
+    assert picked.ids == [f"row {i}" for i in np.argsort(-expected, kind="stable")[:4]]
+    with pytest.raises(ValueError, match="this strategy compares features: pass features= to Round.from_arrays"):
+        select_from(asked, 4, "badge")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "give features=, logits= or probabilities="),
+        ({"logits": P, "probabilities": P}, "give logits= or probabilities=, not both"),
+        ({"logits": P}, "logits look like probabilities"),
+        ({"probabilities": 2 * P}, "probabilities must be in"),
+        ({"features": F, "probabilities": P[1:]}, "features and logits must have as many rows, got 60 and 59"),
+        ({"features": F, "labelled_features": LABELLED[:, 1:]}, "must have the 6 columns of features, got 5"),
+        ({"features": F, "head": (CLASSIFIER.coef_[:, 1:], CLASSIFIER.intercept_)}, "must be .C, 6. for 6 features"),
+        ({"features": F, "head": (CLASSIFIER.coef_, BINARY.intercept_)}, r"bias of the head must be \(3,\), got shape"),
+        (
+            {"probabilities": P, "head": (CLASSIFIER.coef_, CLASSIFIER.intercept_)},
+            "head= reads features",
+        ),
+        ({"features": F, "ids": ["a"] * 60}, "ids must all be different, got 'a' for row 0 and row 1"),
+        ({"features": F, "ids": ["a"]}, "ids must name each of the 60 rows, got 1"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_named(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Round.from_arrays(**given)
