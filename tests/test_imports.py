@@ -23,8 +23,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Each imports itself and those behind it; dm2_fast is the package's own __init__.py.
 ORDER = (
     "__main__", "cli", "info", "paper", "selecting", "experiment", "ops", "dm2_fast", "acquire", "strategies",
-    "plugins", "strategy", "adversarial", "round", "picked", "traps", "model", "operations", "draws", "threads", "kernels",
-    "_C",
+    "plugins", "strategy", "adversarial", "round", "picked", "traps", "model", "operations", "draws", "threads",
+    "kernels", "_C",
 )  # fmt: skip
 CORE = ORDER[ORDER.index("dm2_fast") :]
 ON_FIRST_USE = {("dm2_fast", "experiment")}  # dm2_fast.run and dm2_fast.RunConfig
