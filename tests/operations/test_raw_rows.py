@@ -115,7 +115,7 @@ def test_integers_lose_nothing_or_are_refused() -> None:
         ([[1.0], [1.0, 2.0]], ValueError, "x must have as many numbers in each row"),
         ([["a", "b"]], TypeError, "x must hold numbers only, got <U1: leave out columns of text, or encode them"),
         (Table(np.array([["a", 1]], object)), TypeError, "x must hold numbers only, got object"),
-        ("abc", TypeError, "x must be a tensor or an array, got str"),
+        ("abc", TypeError, "x must be a tensor or an array, got 'abc'"),
     ],
 )
 def test_what_is_no_matrix_of_numbers_is_named(x: object, error: type[Exception], message: str) -> None:

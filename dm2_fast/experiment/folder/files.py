@@ -17,7 +17,8 @@ def naming_file(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is not None:
+        ours = error.errno is None and isinstance(error, (FileNotFoundError, FileExistsError))  # a sentence already
+        if error.filename is not None or ours:
             raise
         raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
 
