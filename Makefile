@@ -28,7 +28,7 @@ test: install-test  ## install, then the test suite but for its slow part
 	$(PYTHON) -m pytest -m "not slow"
 
 test-slow: install-test  ## the slow part: kills, compilers, large networks, whole commands
-	$(PYTHON) -m pytest -m slow
+	$(PYTHON) -m pytest -m "slow and not release"
 
 fuzz: install-test  ## random cases against oracles, without end; a finding prints the command that runs it again
 	$(PYTHON) tests/fuzz/run.py
