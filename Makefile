@@ -52,6 +52,7 @@ docs: $(PYTHON)  ## the documentation site in build/site; a warning or a dead li
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
 
 release-check: docs lint test test-slow test-oldest test-compilers sanitize sanitize-extension wheel  ## before a release
+	$(PYTHON) -m pytest -m release
 	$(PYTHON) tests/fuzz/run.py --seconds 3600
 
 # constraints.txt holds the newest torch, .ci/compilers/ the others; each gets a virtual environment of its own.
