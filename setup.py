@@ -1,4 +1,4 @@
-"""The extension module and the mapping of kernels/; everything else is in pyproject.toml."""
+"""The C++ extension, which is optional, and the mapping of kernels/; everything else is in pyproject.toml."""
 
 from pathlib import Path
 
@@ -17,6 +17,7 @@ setup(
             cxx_std=17,
             extra_compile_args=["-O3", "-ffp-contract=off", "-Wall", "-Wextra", "-pthread"],
             extra_link_args=["-pthread"],
+            optional=True,  # without a compiler one warning, and plain torch in its place
         )
     ],
 )

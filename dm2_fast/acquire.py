@@ -57,8 +57,9 @@ def select(
         mixed      = lam * pool + (1 - lam) * pool[neighbours].mean(1)
         scores     = 1 - model(mixed).softmax(1).amax(1)
         indices    = scores.sort(descending=True, stable=True).indices[offset : offset + budget]
-    without storing the distances or the mixed samples. The model, its mode, its BatchNorm statistics and the random
-    state come back untouched.
+    without storing the distances or the mixed samples. Any of this library's calls may run at once on one model, from
+    several threads; meanwhile a thread of your own may read the model, but not run, train or change it. The
+    model, its mode, its BatchNorm statistics and the random state come back untouched.
 
     Args:
         model: Returns (n, C) logits for a batch of n samples, or a dictionary or an object that has them as `logits`; a

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from dm2_fast.model.head import check_logits, check_model, evaluating, model_device, model_dtype
 from dm2_fast.model.limits import first_line, out_of_memory
 from dm2_fast.operations.arguments import number, whole
 from dm2_fast.operations.arrays import as_floats, as_integers, as_samples
 from dm2_fast.operations.mix import Normalize, channel_statistics
+from dm2_fast.progress import tqdm
 from dm2_fast.threads import threads_of_torch
 
 
@@ -93,9 +93,7 @@ def fgsm(
                 done += len(parts[-1])
                 bar.update(len(parts[-1]))
     if size < batch_size:
-        warnings.warn(
-            f"not enough memory for {batch_size} rows at a time, {size} are run instead: {shortage}", stacklevel=2
-        )
+        warnings.warn(f"not enough memory for {batch_size} rows at a time, now {size}: {shortage}", stacklevel=2)
     return torch.cat(parts)
 
 

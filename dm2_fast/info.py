@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from dm2_fast import _C
 from dm2_fast.experiment.data import sets
 from dm2_fast.experiment.machine import versions
 from dm2_fast.operations import backends, kernel_check
+from dm2_fast.words import count
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def check_kernels() -> tuple[list[str], bool]:
 
 
 def _devices() -> Iterator[tuple[str, str]]:
-    yield "cpu", f"{torch.get_num_threads()} threads (--threads, or OMP_NUM_THREADS)"
+    yield "cpu", f"{count(torch.get_num_threads(), 'thread')} (--threads, or OMP_NUM_THREADS)"
     for i in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(i)
         yield f"cuda:{i}", f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, compute capability {gpu.major}.{gpu.minor}"
@@ -79,12 +79,15 @@ def _backends() -> Iterator[tuple[str, str]]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for name in backends.NAMES[1:]:
         x = torch.zeros(1, 1, device="cpu" if name == "cpp" else device)
+        if name == "cpp" and not backends.has_extension():
+            yield name, f"{backends.extension()} ({backends.BUILD_EXTENSION})"
+            continue
         try:
             module = backends.implementation(name, x, "knn")
         except RuntimeError as error:
             yield name, f"not available: {error}"
         else:
-            detail = f", instruction set {_C.isa()}" if name == "cpp" else ""
+            detail = f", {backends.extension()}" if name == "cpp" else ""
             yield name, "available" + (", interpreted" if getattr(module, "INTERPRETED", False) else detail)
 
 

@@ -3,6 +3,11 @@
 Each is one opaque node that checks its arguments and chooses its implementation as the function of the same name does.
 """
 
+# Optional and List, since torch 2.6 cannot read "| None" and "list" in the signature of an operator.
+# ruff: noqa: UP006, UP035, UP045
+
+from typing import List, Optional
+
 import torch
 from torch import Tensor
 
@@ -11,7 +16,7 @@ import dm2_fast
 
 @torch.library.custom_op("dm2_fast::knn", mutates_args=())
 def knn(
-    x: Tensor, k: int, metric: str = "literal", queries: Tensor | None = None, backend: str = "auto"
+    x: Tensor, k: int, metric: str = "literal", queries: Optional[Tensor] = None, backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
     """`dm2_fast.knn`."""
     return dm2_fast.knn(x, k, metric, queries=queries, backend=backend)  # type: ignore[arg-type]
@@ -19,7 +24,7 @@ def knn(
 
 @knn.register_fake
 def _(
-    x: Tensor, k: int, metric: str = "literal", queries: Tensor | None = None, backend: str = "auto"
+    x: Tensor, k: int, metric: str = "literal", queries: Optional[Tensor] = None, backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
     shape = ((x if queries is None else queries).shape[0], k)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -31,10 +36,10 @@ def mix(
     inputs: Tensor,
     indices: Tensor,
     lam: Tensor,
-    weights: Tensor | None = None,
-    rows: Tensor | None = None,
-    mean: list[float] | None = None,
-    std: list[float] | None = None,
+    weights: Optional[Tensor] = None,
+    rows: Optional[Tensor] = None,
+    mean: Optional[List[float]] = None,
+    std: Optional[List[float]] = None,
     backend: str = "auto",
 ) -> Tensor:
     """`dm2_fast.mix`, with lam a tensor and normalize in two lists, both or neither."""
@@ -49,10 +54,10 @@ def _(
     inputs: Tensor,
     indices: Tensor,
     lam: Tensor,
-    weights: Tensor | None = None,
-    rows: Tensor | None = None,
-    mean: list[float] | None = None,
-    std: list[float] | None = None,
+    weights: Optional[Tensor] = None,
+    rows: Optional[Tensor] = None,
+    mean: Optional[List[float]] = None,
+    std: Optional[List[float]] = None,
     backend: str = "auto",
 ) -> Tensor:
     dtype = torch.float32 if inputs.dtype == torch.uint8 else inputs.dtype
@@ -68,10 +73,10 @@ def linear_probe(
     indices: Tensor,
     lam: Tensor,
     weight: Tensor,
-    bias: Tensor | None = None,
+    bias: Optional[Tensor] = None,
     kind: str = "least-confidence",
-    weights: Tensor | None = None,
-    rows: Tensor | None = None,
+    weights: Optional[Tensor] = None,
+    rows: Optional[Tensor] = None,
     backend: str = "auto",
 ) -> Tensor:
     """`dm2_fast.linear_probe`, with lam a tensor."""
@@ -85,10 +90,10 @@ def _(
     indices: Tensor,
     lam: Tensor,
     weight: Tensor,
-    bias: Tensor | None = None,
+    bias: Optional[Tensor] = None,
     kind: str = "least-confidence",
-    weights: Tensor | None = None,
-    rows: Tensor | None = None,
+    weights: Optional[Tensor] = None,
+    rows: Optional[Tensor] = None,
     backend: str = "auto",
 ) -> Tensor:
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32

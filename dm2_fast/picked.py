@@ -13,6 +13,7 @@ from dm2_fast.operations.arguments import shown, whole
 from dm2_fast.operations.arrays import as_tensor
 from dm2_fast.operations.audit import Audit
 from dm2_fast.operations.mix import Recipe
+from dm2_fast.words import count
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,17 @@ class Picked:
     audit: Audit | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     prepared: str | None = None
+
+    def __repr__(self) -> str:
+        chosen = self.indices.tolist()
+        parts = [f"{count(len(chosen), 'row')}: {', '.join(map(str, chosen[:5]))}{', ...' * (len(chosen) > 5)}"]
+        if self.scores is not None and chosen:
+            first, last = (self.scores[row].item() for row in (chosen[0], chosen[-1]))
+            parts.append(f"scores {first:.3g} to {last:.3g} of {len(self.scores)}")
+        if self.seconds:
+            parts.append(f"{sum(self.seconds.values()):.2g} s")
+        return f"Picked({'; '.join(parts)})"
+
     ids: list[Any] | None = None
 
 

@@ -17,6 +17,8 @@ from typing import TypeVar
 
 import torch
 
+from dm2_fast import extras
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -121,7 +123,8 @@ def each(work: Callable[[Item], Result], items: Sequence[Item], num_threads: int
 @contextmanager
 def clustering() -> Iterator[None]:
     """Keep other calls from k-means, and let it use one thread: sums by several would depend on their number."""
-    from threadpoolctl import threadpool_limits
+    with extras.needed("strategies", "k-means"):
+        from threadpoolctl import threadpool_limits
 
     with _process.clustering, threadpool_limits(1):
         yield

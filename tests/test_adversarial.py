@@ -209,7 +209,7 @@ def test_a_batch_that_does_not_fit_is_halved_with_one_warning(error: Exception) 
     x, limit = torch.rand(11, 3, 2, 2), 11
     expected = fgsm(Small(), x, None, 0.1)
     limit = 3
-    with pytest.warns(UserWarning, match="for 8 rows at a time, 2 are run instead: no room") as warned:
+    with pytest.warns(UserWarning, match="for 8 rows at a time, now 2: no room") as warned:
         assert torch.equal(fgsm(Small(), x, None, 0.1, batch_size=8), expected)
     assert len(warned) == 1
     limit = 0

@@ -1,8 +1,13 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from dm2_fast import strategies
 from dm2_fast.cli import main
+from dm2_fast.options import parser
+from dm2_fast.paper.sweep import SweepConfig
 
 QUICK = ["--initial", "12", "--budget", "5", "--rounds", "1", "--pool", "60", "--test", "40", "--training.epochs", "2"]
 
@@ -49,11 +54,16 @@ def test_a_run_s_own_config_with_another_seed_makes_a_folder_of_its_own(
     ("arguments", "message"),
     [
         (["run", "--nothing", "3"], "unrecognized arguments: --nothing 3"),
+        (["run", "--lr", "1"], "unrecognized arguments: --lr 1 (did you mean --training.lr?"),
+        (["run", "--stratgy", "dm2"], "(did you mean --strategy?"),
+        (["run", "--adversarial.epsilon", "300/255"], "epsilon must be in [0, 1] or 'search', got 1.17"),
+        (["run", "--adversarial.epsilon", "x/255"], "--adversarial.epsilon must be a number or search, got x/255"),
+        (["run", "--adversarial.epsilon", "1/0"], "--adversarial.epsilon must be a number or search, got 1/0"),
         (
             ["run", "--dataset", "svhm"],
             "dataset must be one of digits, mnist, fashion-mnist, cifar10, svhn or a file.npz, got 'svhm'",
         ),
-        (["run", "--dataset", "nowhere.npz"], "dataset must be a file, got none at"),
+        (["run", "--dataset", "nowhere.npz"], "dataset file not found: "),
         (["run", "--model", "nowhere:make"], "no module 'nowhere' for 'nowhere:make'"),
         (["run", "--strategy", "json:nothing"], "module json has no function 'nothing'"),
         (["run", "--seeds", "0,x"], "--seeds must be whole numbers, as in 0,1,2 or 0-4, got 0,x"),
@@ -62,17 +72,18 @@ def test_a_run_s_own_config_with_another_seed_makes_a_folder_of_its_own(
         (["run", "--strategy=dm2", "--strategies", "random"], "use --strategy or --strategies, not both"),
         (["run", "--strategies", "random,dm3"], "strategy must be one of random"),
         (["report"], "folders"),
-        (["report", "nowhere"], "no run with a training in nowhere"),
+        (["report", "nowhere"], "none of these folders holds a run with a training: nowhere"),
         (["run", "--training.batch-size", "many"], "--training.batch-size must be an integer or null, got many"),
         (["run", "--dm2.metric", "l3"], "--dm2.metric must be one of literal, rms, l1, l2, got l3"),
-        (["run", "--dm2.lam", "high"], "--dm2.lam must be a number or one of beta, got high"),
+        (["run", "--dm2.lam", "high"], "--dm2.lam must be a number or beta, got high"),
         (["run", "--dm2.lam", "2"], "lam must be in [0, 1] or 'beta', got 2.0"),
         (["run", "--strategy", "dm3"], "strategy must be one of random"),
         (["run", "--strategy", "dm2", "--bald.passes", "3"], "--bald.passes is an option of another strategy than dm2"),
         (["run", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["run", "--dataset", "mnist", "--data-dir", "nowhere"], "nowhere/MNIST/raw"),
-        (["fly"], "'fly'"),
-        ([], "subcommand"),
+        (["fly"], "no command 'fly': there are run, select, bench, report, info"),
+        (["rum"], "no command 'rum': did you mean run?"),
+        ([], "give a command: run, select, bench, report, info"),
     ],
 )
 def test_a_mistake_gets_one_readable_line(
@@ -97,24 +108,65 @@ def test_ctrl_c_ends_with_130(capsys: pytest.CaptureFixture[str], monkeypatch: p
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dm2_fast.cli.run", interrupt)
+    monkeypatch.setattr("dm2_fast.commands.run", interrupt)
     with pytest.raises(SystemExit) as stop:
         main(["run"])
     assert stop.value.code == 130
     assert capsys.readouterr().err == "dm2-fast: interrupted; the same command goes on where it stopped\n"
 
 
-def test_help_names_every_option_with_its_choices(capsys: pytest.CaptureFixture[str]) -> None:
+def helped(capsys: pytest.CaptureFixture[str], command: str) -> str:
     with pytest.raises(SystemExit) as stop:
-        main(["run", "--help"])
+        main([command, "--help"])
     assert stop.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
+    return capsys.readouterr().out
+
+
+def test_help_names_every_option_with_its_choices_and_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    text = " ".join(helped(capsys, "run").split())
     for part in (
-        "--data-dir PATH", "--download", "--strategy {random,least-confidence,entropy,margin,bald,",
+        "--data-dir PATH", "--download", "--seeds N,N,...", "--dataset NAME|FILE.npz",
+        "--strategy NAME|MODULE:FUNCTION", "Names: random, least-confidence, entropy, margin, bald,",
+        "Names: digits, mnist, fashion-mnist, cifar10, svhn.",
         "--noise-stability.noise {module,global}", "--entropy-bayesian.reading {predictive,expected}",
-        "--dataset {digits,mnist,fashion-mnist,cifar10,svhn}|FILE.npz", "--seeds N,N,...",
-        "--prob-cover.radius X|{purity}",
-        "--dm2.metric {literal,rms,l1,l2}", "--adversarial.epsilon X|{search}", "--training.weight-decay X",
+        "--prob-cover.radius X|{purity}", "--dm2.metric {literal,rms,l1,l2}", "--adversarial.epsilon X|{search}",
+        "--training.weight-decay X", "Labels per round. (default: 20; 1000 for cifar10; 3663 for svhn)",
+        "Passes over the labelled set. (default: 50; 200 for cifar10 and svhn)", "pixel range. (default: 4/255)",
+        "(default: cnn; mobilenet for cifar10 and svhn)",
     ):  # fmt: skip
         assert part in text
     assert "type:" not in text
+    assert "default: null" not in text
+    assert "default: None" not in text
+
+
+@pytest.mark.parametrize("command", ["run", "select", "bench", "report", "info"])
+@pytest.mark.parametrize("columns", [40, 200])
+def test_help_fits_a_narrow_terminal_and_stays_readable_on_a_wide_one(
+    command: str, columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for line in helped(capsys, command).splitlines():
+        option = line.strip().startswith(("-", "usage:"))  # which is one word that cannot be broken
+        assert len(line) <= min(columns, 100) or (option and columns == 40), line
+
+
+def test_a_fraction_is_a_number(tmp_path: Path) -> None:
+    main(["run", *QUICK, "--rounds", "0", "--eval-epsilon", "8/255", "--output", str(tmp_path / "run")])
+    assert f"eval_epsilon: {8 / 255}" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_all_strategies_and_a_range_of_seeds_can_be_named_in_a_word() -> None:
+    values = parser("run", "", [SweepConfig], {}).parse_args(["--strategies", "all", "--seeds", "0-2,7"])
+    assert values.strategies == list(strategies.names())
+    assert values.seeds == [0, 1, 2, 7]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"), [(["--help"], "usage: dm2-fast COMMAND"), (["--version"], "dm2-fast 0")]
+)
+def test_help_and_version_are_there_before_torch_is_loaded(arguments: list[str], said: str) -> None:
+    command = f"import sys; from dm2_fast.cli import main; main({arguments}); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(said)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dm2_fast import DM2Config, Round, select, select_from
+from dm2_fast import DM2Config, Picked, Round, select, select_from
 from dm2_fast.model.passes import ForwardPass
 from dm2_fast.operations import backends, cpp, reference
 
@@ -155,3 +155,10 @@ def test_options_are_checked_before_anything_runs(pool: Tensor) -> None:
     with pytest.raises(TypeError, match=r"a name or a function, got a DM2Config \(options go to options=\)"):
         select(model, pool, 3, DM2Config())  # type: ignore[arg-type]
     assert model.samples == 0
+
+
+def test_a_choice_prints_as_one_line() -> None:
+    scores = torch.linspace(0, 1, 100)
+    picked = Picked(torch.tensor([99, 98, 97, 96, 95, 94]), scores, seconds={"features": 1.0, "choose": 0.25})
+    assert str(picked) == "Picked(6 rows: 99, 98, 97, 96, 95, ...; scores 1 to 0.949 of 100; 1.2 s)"
+    assert repr(Picked(torch.tensor([7]), None)) == "Picked(1 row: 7)"

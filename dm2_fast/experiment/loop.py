@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dm2_fast import draws, plugins, strategies
+from dm2_fast import draws, extras, plugins, strategies
 from dm2_fast.acquire import select_from
 from dm2_fast.experiment import models
 from dm2_fast.experiment.config import RunConfig, resolve
@@ -24,6 +24,7 @@ from dm2_fast.experiment.twins import train_round
 from dm2_fast.model.passes import ForwardPass
 from dm2_fast.round import Round, stage
 from dm2_fast.strategy import Strategy
+from dm2_fast.words import count
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,9 @@ def run(config: RunConfig, *, oracle: Oracle | None = None, echo: Callable[[str]
         ValueError: the pool or the test set is too small for what is asked, or a label is wrong.
         FileNotFoundError: the data set is not there.
         FileExistsError: the output folder belongs to another configuration, or another process works in it.
+        MissingExtra: matplotlib or pyyaml is not installed.
     """
+    extras.check("run", "a run", "yaml", "matplotlib")
     config = resolve(config)
     if oracle is not None and config.oracle == "file":
         raise ValueError("pass oracle= or set config.oracle='file', not both")
@@ -91,7 +94,7 @@ def _run(config: RunConfig, oracle: Oracle | None, echo: Callable[[str], None]) 
             state = State([torch.cat([known, shuffled(unknown, config.seed, "initial")[:initial]])], [None])
         if not state.waiting:
             remove_questions(folder.path)
-        candidates = "" if config.candidates is None else f", {config.candidates} candidates a round"
+        candidates = "" if config.candidates is None else f", {count(config.candidates, 'candidate')} a round"
         echo(f"{_title(config)}, {device}, pool of {len(pool)}{candidates}")
         echo("round  labelled  accuracy  under FGSM    loss  seconds")
         for result in state.results:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from dm2_fast import _C
+from dm2_fast.operations import backends
+from dm2_fast.words import count
 
 
 def usable_device(name: str) -> torch.device:
@@ -51,9 +52,10 @@ def machine(device: torch.device) -> list[str]:
     gpu = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
     here = Path(__file__).parent
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
+    processors = f"{count(os.cpu_count() or 1, 'core')}, {count(torch.get_num_threads(), 'thread')}"
     installed = [f"{name} {version}" for name, version in versions()]
     return [
-        f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}, instruction set {_C.isa()}",
+        f"{model}, {processors}{gpu}, {backends.extension()}",
         ", ".join([*installed, f"commit {commit.stdout.strip() or 'unknown'}", str(datetime.now(timezone.utc).date())]),
     ]
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn, zeros
 
-from dm2_fast import plugins
+from dm2_fast import extras, plugins
 from dm2_fast.model.head import evaluating, model_device
 
 NAMES = ("cnn", "mobilenet", "resnet18", "resnet34", "vgg16")
@@ -106,7 +106,8 @@ def _convolution(inputs: int, outputs: int, stride: int, *, size: int = 3, group
 def _resnet(name: str, channels: int) -> nn.Module:
     """torchvision's ResNet (He et al. 2016); for 32x32 images its first convolution is 3x3 and keeps the resolution,
     and the pooling after it is left out, as in that paper's section on CIFAR-10."""
-    from torchvision.models import resnet18, resnet34
+    with extras.needed("run", f"model {name}"):
+        from torchvision.models import resnet18, resnet34
 
     body: nn.Module = {"resnet18": resnet18, "resnet34": resnet34}[name]()
     body.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
@@ -119,7 +120,8 @@ def _vgg16(channels: int) -> nn.Module:
     """The convolutions of torchvision's VGG16 (Simonyan and Zisserman 2015), with BatchNorm like the other deep
     networks here, since the recipe is theirs too. They leave 512 features of a 32x32 image: the original's two hidden
     layers, made for 7x7 maps, are left out."""
-    from torchvision.models.vgg import cfgs, make_layers
+    with extras.needed("run", "model vgg16"):
+        from torchvision.models.vgg import cfgs, make_layers
 
     layers = make_layers(cfgs["D"], batch_norm=True)
     layers[0] = nn.Conv2d(channels, 64, 3, padding=1)

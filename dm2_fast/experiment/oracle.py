@@ -97,18 +97,19 @@ def _read_labels(
         row = row or called.get(name, name)
         whole = ": save the column as whole numbers" if row.endswith(".0") else ""
         if row not in wanted:
-            wrong.append(f"line {number}: row must be one that was asked for, got {row!r}{whole}")
+            wrong.append(f"line {number}: row {row!r} was not asked for{whole}")
         elif row in answers:
-            wrong.append(f"line {number}: row {row} must stand once")
+            wrong.append(f"line {number}: row {row} has a line already")
+        elif not label:
+            wrong.append(f"line {number}: row {row} has no label (? skips it)")
         elif label not in numbers and label != SKIP:
             wrong.append(
-                f"line {number}: label of row {row} must be the name or number of a class, got {label!r} "
-                "(? skips the row)"
+                f"line {number}: {label!r}, the label of row {row}, is no name or number of a class (? skips the row)"
             )
         answers.setdefault(row, numbers.get(label, -1))
     missing = [str(row) for row in rows if str(row) not in answers]
-    wrong += [f"row {row} must have a line" for row in missing]
+    wrong += [f"row {row} has no line" for row in missing]
     if wrong:
         more = f"; and {len(wrong) - 10} more" if len(wrong) > 10 else ""
-        raise ValueError(f"{path} must hold a label for each row asked for: " + "; ".join(wrong[:10]) + more)
+        raise ValueError(f"{path} cannot be used yet: " + "; ".join(wrong[:10]) + more)
     return torch.tensor([answers[str(row)] for row in rows])

@@ -6,13 +6,13 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from dm2_fast.adversarial import fgsm, pair_loss, to_pixels
 from dm2_fast.experiment.config import AdversarialConfig, TrainingConfig
 from dm2_fast.experiment.folder.checkpoint import TrainingFile
 from dm2_fast.model.passes import ForwardPass
 from dm2_fast.operations.mix import Normalize, mix
+from dm2_fast.progress import tqdm
 from dm2_fast.strategy import TrainingPart, TrainingStep
 
 
@@ -81,7 +81,7 @@ def train(
         progress: Show a progress bar on a terminal.
     """
     if config.epochs is None or config.batch_size is None or config.lr is None or config.weight_decay is None:
-        raise ValueError(f"config must be a complete recipe, got {config}")
+        raise ValueError(f"the recipe lacks a value, resolve the configuration first: {config}")
     adversarial = adversarial or AdversarialConfig()
     device = next(model.parameters()).device
     trained = nn.ModuleList([model] if part is None else [model, part])

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from dm2_fast.model.together import Together
 from dm2_fast.operations.arrays import as_tensor
+from dm2_fast.progress import tqdm
 
 MEMORY = 2**31  # bytes of decoded samples that are kept in memory; more are kept in a temporary file
 _READ_TOGETHER = 16  # samples that a worker reads before it hands them over

@@ -12,7 +12,6 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from dm2_fast import threads
 from dm2_fast.model.batches import make_batch
@@ -31,6 +30,7 @@ from dm2_fast.operations.mix import Normalize, Recipe
 from dm2_fast.operations.multilabel import Over, check_over
 from dm2_fast.operations.probabilities import refuse_probabilities
 from dm2_fast.operations.uncertainty import Uncertainty, uncertainty
+from dm2_fast.progress import tqdm
 
 Step = TypeVar("Step")
 
@@ -235,7 +235,7 @@ class ForwardPass:
             head = None
             with suppress(Exception):  # a model without a head has logits; one that cannot run says so when it runs
                 head = find_head(self.model, self.first_rows(), self.head)
-            few: Any = self._batch(None, 0, min(self.batch_size, VERIFIED_ROWS))
+            few: Any = self._batch(None, 0, min(self.batch_size, VERIFIED_ROWS))  # a tensor: others are unmixable
             # On the kind of thread that runs it, since weights are laid out for a number of threads.
             work = partial(prepare, self.model, head, few, self.batch_size, pack=autocast is None)
             self._shared.prepared = threads.submit(work).result()
@@ -316,7 +316,7 @@ class ForwardPass:
                 parts = list(self._bar(map(run, starts), name, len(starts)))
         if limit < size:
             warnings.warn(
-                f"not enough memory for {size} rows at a time, {limit} are run instead: {shortage}",
+                f"not enough memory for {size} rows at a time, now {limit}: {shortage}",
                 stacklevel=3,
             )
         return [part for some in parts for part in some]

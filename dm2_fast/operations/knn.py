@@ -9,11 +9,11 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from dm2_fast.operations import backends
 from dm2_fast.operations.arguments import one_of, whole
 from dm2_fast.operations.arrays import as_matrix, name_rows
+from dm2_fast.progress import tqdm
 
 # a tensor, an array, a list of rows, or a table of pandas or polars
 Rows: TypeAlias = Any

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dm2_fast import draws
+from dm2_fast import draws, extras
 from dm2_fast.operations import backends
 from dm2_fast.operations.arguments import number, one_of, shown
 from dm2_fast.operations.arrays import (
@@ -80,7 +80,8 @@ def recipe(
         closeness = torch.where(zero.any(1, keepdim=True), zero.to(torch.float64), 1 / distances.double())
         weights = closeness / closeness.sum(1, keepdim=True)
     if lam == "beta":
-        from scipy.special import betaincinv
+        with extras.needed("strategies", "lam='beta'"):
+            from scipy.special import betaincinv
 
         lams = torch.from_numpy(betaincinv(alpha, alpha, draws.uniform(seed, round, ids, "lam"))).to(device)
     else:

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from dm2_fast.operations import backends, cpp
 from dm2_fast.operations.audit import LOOKS, Audit, lower_bound, recall_of
 from dm2_fast.operations.knn import Metric, UnitRows, check_k, check_match, knn, matrix, weights
+from dm2_fast.progress import tqdm, write
 
 _LEAST_ROWS = 50_000  # below, the exact search costs no more
 _MOST_NEIGHBOURS = 50  # above, lists and joins cost more than the exact search
@@ -235,4 +235,4 @@ class Neighbours:
 
     def _say(self, text: str) -> None:
         if self._progress:
-            tqdm.write(text)
+            write(text)

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from typing import TYPE_CHECKING
 
 from dm2_fast.experiment.folder.files import replacing
 from dm2_fast.paper.timings import Line, digits
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _FORWARD, _SELECTION, _OURS = "#b8c4d0", "#1b6ca8", "#d1495b"
 _LEAST = 1e-3  # seconds: less is drawn at the edge of a logarithmic axis
@@ -16,6 +16,9 @@ _LEAST = 1e-3  # seconds: less is drawn at the edge of a logarithmic axis
 
 def draw(file: Path, lines: Sequence[Line], title: str) -> None:
     """Draw forward and selection seconds of every method, stacked, and selection against budget and classes."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
+
     budgets = sorted({line.budget for line in lines if line.axis == "budget"})
     middle = budgets[len(budgets) // 2]
     bars = sorted((r for r in lines if (r.axis, r.budget) == ("budget", middle)), key=lambda line: -line.total_seconds)
@@ -55,7 +58,7 @@ def _colour(method: str) -> str:
     return _OURS if method.startswith("dm2") else _SELECTION
 
 
-def _bars(axes: Axes, bars: Sequence[Line], budget: int) -> None:
+def _bars(axes: "Axes", bars: Sequence[Line], budget: int) -> None:
     """Stacked bars with their numbers; one that is many times longer than the others is cut short, and says so."""
     totals = sorted(bar.total_seconds for bar in bars)
     longest = max(total for total in totals if total <= 4 * totals[len(totals) // 2])

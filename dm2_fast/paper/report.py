@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib.figure import Figure
-
+from dm2_fast import extras
 from dm2_fast.experiment.config import identity
 from dm2_fast.experiment.folder.files import read_yaml
 
@@ -79,7 +77,9 @@ def write_report(folders: Sequence[Path], output: Path, *, echo: Callable[[str],
 
     Raises:
         ValueError: no folder holds a run that can be read, or two folders hold the same run.
+        MissingExtra: matplotlib or pyyaml is not installed.
     """
+    extras.check("run", "the report", "yaml", "matplotlib")
     echo = echo or (lambda line: None)
     runs, notes = [], []
     for folder in folders:
@@ -97,7 +97,7 @@ def write_report(folders: Sequence[Path], output: Path, *, echo: Callable[[str],
             runs.append(run)
     if not runs:
         left_out = "".join(f"; {note}" for note in notes)
-        raise ValueError(f"no run with a training in {', '.join(map(str, folders))}{left_out}")
+        raise ValueError(f"none of these folders holds a run with a training: {', '.join(map(str, folders))}{left_out}")
     curves = {name: _points(group) for name, group in _groups(runs).items()}
     output.mkdir(parents=True, exist_ok=True)
     _write(output / "report.csv", curves)
@@ -212,6 +212,9 @@ def _title(runs: Sequence[_Run]) -> str:
 
 def _draw(file: Path, curves: dict[str, list[_Point]], title: str) -> None:
     """Accuracy against labels, clean and under FGSM: the mean, and a band of one standard deviation."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     panels = figure.subplots(1, 2)
     colours = matplotlib.colormaps["tab10"].colors  # type: ignore[attr-defined]

@@ -52,7 +52,7 @@ def sweep(
     configs = [resolve(replace(config, output=None)) for config in configs]
     names = [folder_name(each, f"{each.strategy}-seed{each.seed}", fingerprint(each)) for each in configs]
     if not configs or len({*names}) < len(names):
-        raise ValueError("configs must be different runs and at least one")
+        raise ValueError("give at least one configuration, and none twice")
     folders = [(output or Path("runs")) / name for name in names]
     for i, (config, folder) in enumerate(zip(configs, folders, strict=True)):
         echo(f"run {i + 1} of {len(configs)}: {folder}")

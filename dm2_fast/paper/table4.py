@@ -9,10 +9,9 @@ from statistics import median
 from typing import Literal
 
 import torch
-import yaml
 from torch import Tensor, nn
 
-from dm2_fast import strategies
+from dm2_fast import extras, strategies
 from dm2_fast.acquire import select_from
 from dm2_fast.adversarial import fgsm
 from dm2_fast.experiment.config import AdversarialConfig, RunConfig, TrainingConfig, resolve
@@ -90,7 +89,9 @@ def table4(config: Table4Config, *, echo: Callable[[str], None] | None = None) -
     Raises:
         ValueError: the data set is too small, or a method's name is unknown.
         FileExistsError: output holds the table of other settings.
+        MissingExtra: matplotlib or pyyaml is not installed.
     """
+    extras.check("run", "the table", "yaml", "matplotlib")
     with reproducible(config.threads):
         return _table4(config, usable_device(config.device), echo or (lambda line: None))
 
@@ -214,6 +215,8 @@ def _trained(file: Path, recipe: RunConfig, data: Data, labelled: Tensor, device
 
 def _check_settings(file: Path, config: Table4Config) -> None:
     """Write the settings; or refuse a folder of others, since its timings could not be compared."""
+    import yaml
+
     values = asdict(config) | {"methods": config.methods or list(strategies.names())}
     now = {name: str(value) for name, value in values.items() if name not in ("table", "data_dir", "output")}
     if file.exists():

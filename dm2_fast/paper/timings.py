@@ -88,7 +88,7 @@ def summarise(timings: Iterable[Timing], pool: int) -> list[Line]:
         for name in filter(None, repeats[0].passes.split("+")):
             found = passes.get((axis, classes, name, budget)) or passes.get((axis, classes, name, 0))
             if found is None:
-                raise ValueError(f"timings must hold the pass {name!r} of {method}, got none")
+                raise ValueError(f"the pass {name!r}, which {method} needs, was not timed")
             charged.append(found)
         forward = sum(t.seconds for t in charged) if axis == "budget" else None
         selection = median(t.seconds for t in repeats)

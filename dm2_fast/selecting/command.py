@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dm2_fast import plugins, strategies
+from dm2_fast import extras, plugins, strategies
 from dm2_fast.acquire import select_from
 from dm2_fast.experiment.folder.files import naming_file, unfinished
 from dm2_fast.experiment.folder.sheet import draw_chosen
@@ -27,6 +26,7 @@ from dm2_fast.selecting.images import read_images
 from dm2_fast.selecting.names import read_ids
 from dm2_fast.selecting.samples import PoolRows, contiguous, load_weights, open_array, read_head, read_labelled
 from dm2_fast.selecting.trained_run import model_of_run
+from dm2_fast.words import count
 
 _BATCH_BYTES = 2**22  # of features: what a linear head does with fewer costs less than starting it
 
@@ -48,7 +48,9 @@ def select_from_files(config: SelectConfig, *, echo: Callable[[str], None] | Non
     Raises:
         ValueError, OSError: a file is missing, damaged or does not fit the others, or there are not enough rows.
         RuntimeError: the user's model raised; its own error is the cause.
+        MissingExtra: matplotlib or pyyaml is not installed.
     """
+    extras.check("run", "a selection from files", "yaml", "matplotlib")
     config = replace(config, options=strategies.get(config.strategy).checked(config.options))
     output = config.output or _default_output(config)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -57,7 +59,7 @@ def select_from_files(config: SelectConfig, *, echo: Callable[[str], None] | Non
     labelled, labels = read_labelled(config.labelled, len(array), ids, config.classes)
     unlabelled = np.flatnonzero(np.bincount(labelled, minlength=len(array)) == 0)
     if config.budget > len(unlabelled):
-        raise ValueError(f"only {len(unlabelled)} rows have no label, fewer than the budget of {config.budget}")
+        raise ValueError(f"budget {config.budget} is more than the {count(len(unlabelled), 'row')} without a label")
 
     output.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -228,6 +230,8 @@ def _write(
     values = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
     options, group = values.pop("options"), strategies.group(strategies.get(config.strategy))
     values |= {"output": None} | ({} if group is None else {group: options})
+    import yaml
+
     (folder / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     if config.pool is not None:
 

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from dm2_fast.model.linear_head import linear_head
 from dm2_fast.operations.arrays import name_rows
+from dm2_fast.progress import tqdm
 from dm2_fast.selecting.names import RowNames, remedy
 
 _BLOCK_BYTES = 2**24  # of the pool, read at a time

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dm2_fast import draws
+from dm2_fast import draws, extras
 from dm2_fast.operations.arguments import number, whole
 from dm2_fast.round import Picked, Round
 from dm2_fast.strategy import FEATURES, LABELLED, Strategy
@@ -52,7 +52,7 @@ def choose(round: Round, budget: int, options: AlphaMixConfig) -> Picked:
     if not isinstance(round.head, nn.Linear):
         raise ValueError(f"head must be a linear layer for alpha-mix, got {type(round.head).__name__}")
     if round.labels is None:
-        raise ValueError("labels must hold the classes of the labelled set for this strategy, got none")
+        raise ValueError("this strategy compares classes: pass labels= with those of the labelled samples")
     features, logits, labelled = round.features, round.logits, round.labelled_features
     with round.stage("choose"):
         centres = anchors(labelled, round.labels, logits.shape[1])
@@ -128,8 +128,9 @@ def _candidates(caps: Tensor, budget: int, step: float) -> Tensor:
 
 def _nearest_to_centres(features: Tensor, sample: Tensor, budget: int, iterations: int, seed: int) -> Tensor:
     """The row of each of budget k-means clusters that is nearest to its centre, ties to the lower row."""
-    from sklearn.cluster import KMeans, kmeans_plusplus
-    from sklearn.exceptions import ConvergenceWarning
+    with extras.needed("strategies", "strategy alpha-mix"):
+        from sklearn.cluster import KMeans, kmeans_plusplus
+        from sklearn.exceptions import ConvergenceWarning
 
     n = len(features)
     if n <= budget:

@@ -78,7 +78,9 @@ def deviations(forward: ForwardPass, options: NoiseStabilityConfig, seed: int = 
         model.float()
     weights = _perturbed(model, options.noise)
     if not weights:
-        raise ValueError(f"model must have parameters that noise={options.noise!r} can change, got none")
+        raise ValueError(
+            f"the model has no parameters that noise={options.noise!r} can change: choose another strategy"
+        )
     originals = [weight.detach().clone() for weight in weights]
 
     def softmax() -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dm2_fast import draws
+from dm2_fast import draws, extras
 from dm2_fast.operations.arguments import number
 from dm2_fast.operations.knn import knn
 from dm2_fast.operations.nearest import lower_to_nearest, nearest_squared
@@ -84,7 +84,8 @@ def pure_radius(x: Tensor, clusters: int, purity: float, seed: int, **compute: A
     those. It is lowered by 1e-6 of itself, more than their rounding. Clusters are those of scikit-learn's k-means++
     with n_init=1, on one thread since its result depends on their number.
     """
-    from sklearn.cluster import KMeans
+    with extras.needed("strategies", "strategy prob-cover"):
+        from sklearn.cluster import KMeans
 
     with clustering():
         distinct = min(clusters, len(torch.unique(x, dim=0)))
@@ -102,7 +103,8 @@ class Graph:
     """Which rows are at a distance strictly below the radius, as sparse matrices of the pairs i < j and i > j."""
 
     def __init__(self, x: Tensor, radius: float) -> None:
-        from scipy.sparse import csr_array
+        with extras.needed("strategies", "strategy prob-cover"):
+            from scipy.sparse import csr_array
 
         m, total = len(x), 0
         counts, columns = np.zeros(m, np.int64), []
@@ -113,8 +115,8 @@ class Graph:
             if total > MOST_EDGES:
                 seen = (start + 1) * (2 * m - start - 1) / (m * m)
                 raise ValueError(
-                    f"radius must leave at most {MOST_EDGES} edges, got about {total / max(seen, 1 / m):.1e} "
-                    f"with radius {radius:.4g} for {m} rows"
+                    f"radius {radius:.4g} links about {total / max(seen, 1 / m):.1e} pairs of the {m} rows, more than "
+                    f"the {MOST_EDGES} that memory is kept for: take a smaller radius or fewer candidates"
                 )
         ends = np.concatenate([[0], counts.cumsum()]).astype(np.int32)
         indices = np.concatenate([np.empty(0, np.int32), *columns])

@@ -118,15 +118,15 @@ def a_round() -> Round:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("indices", r"strategy my_own:indices must return a dm2_fast.Picked\(indices, scores\), got Tensor"),
+        ("indices", r"strategy my_own:indices must return a dm2_fast.Picked\(indices, scores\), got a Tensor"),
         ("too_few", r"must choose 3 rows as an int64 tensor of shape \(3,\), got torch.int64 of shape \(2,\)"),
         ("floats", r"must choose 3 rows as an int64 tensor of shape \(3,\), got torch.float32 of shape \(3,\)"),
-        ("a_list", r"must choose 3 rows as an int64 tensor of shape \(3,\), got list"),
+        ("a_list", r"must choose 3 rows as an int64 tensor of shape \(3,\), got \[0, 1, 2\]"),
         ("outside", "must choose rows of the pool, 0 to 19, got 20"),
         ("negative", "must choose rows of the pool, 0 to 19, got -1"),
         ("twice", "must choose distinct rows, got row 4 more than once"),
         ("some_scores", r"must return None or a score for each of the 20 rows, got shape \(3,\)"),
-        ("list_scores", "must return None or a score for each of the 20 rows, got list"),
+        ("list_scores", r"must return None or a score for each of the 20 rows, got \[0\.0"),
     ],
 )
 def test_what_a_strategy_of_one_s_own_chooses_is_checked(name: str, message: str, parts: Path) -> None:

@@ -199,11 +199,13 @@ def test_a_folder_of_another_configuration_is_refused_with_the_difference(tmp_pa
     before = (tmp_path / "run" / "rounds.csv").read_text().splitlines()[1].split(",")[:5]
     dm2_fast.run(replace(config, threads=1))
     assert (tmp_path / "run" / "rounds.csv").read_text().splitlines()[1].split(",")[:5] == before
-    with pytest.raises(FileExistsError, match=r"same configuration, got .*seed \(0 there, 1 here\)"):
+    with pytest.raises(
+        FileExistsError, match=r"another configuration, name another --output: seed \(0 there, 1 here\)"
+    ):
         dm2_fast.run(replace(config, seed=1))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("precious")
-    with pytest.raises(FileExistsError, match="output must be new, empty or the folder of a run"):
+    with pytest.raises(FileExistsError, match="holds something else than a run"):
         dm2_fast.run(replace(config, output=tmp_path / "other"))
 
 

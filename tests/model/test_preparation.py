@@ -374,10 +374,10 @@ def test_a_batch_that_does_not_fit_is_halved_with_one_warning(model: Net, pool: 
 
     forward = ForwardPass(wrapped(small, model), pool, batch_size=32, prepare="off", head="inner.head")
     size = 8 if most == 11 else 1
-    with pytest.warns(UserWarning, match="are run instead") as raised:
+    with pytest.warns(UserWarning, match="at a time, now") as raised:
         features, logits = forward.features_and_logits()
     assert len(raised) == 1
-    assert str(raised[0].message).startswith(f"not enough memory for 32 rows at a time, {size} are run instead: ")
+    assert str(raised[0].message).startswith(f"not enough memory for 32 rows at a time, now {size}: ")
     assert raised[0].filename == __file__
     assert sizes.count(32) == 1
     assert set(sizes[-3:]) == {size}

@@ -103,7 +103,7 @@ def test_what_is_no_run_is_left_out_and_what_is_not_finished_is_named(tmp_path: 
 
 
 def test_a_report_without_a_run_or_with_one_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"no run with a training in {tmp_path}"):
+    with pytest.raises(ValueError, match=f"none of these folders holds a run with a training: {tmp_path}"):
         write_report([tmp_path], tmp_path / "out")
     first, again = (write_run(tmp_path / name, [0.1, 0.2, 0.3], seed=3, data_dir=name) for name in ("a", "b"))
     with pytest.raises(ValueError, match=f"{first} and {again} hold the same run"):
@@ -166,7 +166,7 @@ def test_a_sweep_is_checked_before_its_first_run_and_keeps_below_its_output(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="strategy must be one of"):
         sweep([QUICK, replace(QUICK, strategy="dm3")])
-    with pytest.raises(ValueError, match="configs must be different runs and at least one"):
+    with pytest.raises(ValueError, match="give at least one configuration, and none twice"):
         sweep([QUICK, QUICK])
     with pytest.raises(ValueError, match="strategies must be distinct and at least one, got random, random"):
         SweepConfig(strategies=["random", "random"])

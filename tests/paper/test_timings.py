@@ -53,7 +53,7 @@ def test_every_method_is_charged_with_its_passes_in_full_and_with_its_median_sel
 
 
 def test_a_pass_that_was_not_timed_is_missed() -> None:
-    with pytest.raises(ValueError, match="timings must hold the pass 'labelled' of coreset, got none"):
+    with pytest.raises(ValueError, match="the pass 'labelled', which coreset needs, was not timed"):
         summarise([t for t in planted() if t.name != "labelled"], POOL)
 
 

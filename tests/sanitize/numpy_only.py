@@ -9,6 +9,7 @@ import importlib.util
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ def load(path: str) -> ModuleType:
     return module
 
 
-def calls(extension: ModuleType, seed: int, dtype: type) -> list[np.ndarray]:
+def calls(extension: ModuleType, seed: int, dtype: Any) -> list[np.ndarray]:
     """The results of every operation, for shared rows."""
     rng = np.random.default_rng(seed)
     m, d, k = 700, 60, 9

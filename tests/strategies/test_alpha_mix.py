@@ -213,7 +213,7 @@ def test_what_is_missing_is_named() -> None:
         choose(round_of(nn.Sequential(linear(3, 6)), x, labelled, labels, head=""), 3, None)
     with pytest.raises(ValueError, match="compares with labelled samples: pass labelled="):
         choose(round_of(linear(3, 6), x, labelled[:0], labels[:0]), 3, None)
-    with pytest.raises(ValueError, match="labels must hold the classes of the labelled set"):
+    with pytest.raises(ValueError, match="pass labels= with those of the labelled samples"):
         choose(round_of(linear(3, 6), x, labelled, None), 3, None)
     with pytest.raises(ValueError, match=r"budget must be in \[1, 30\] for a pool of 30 rows, got 31"):
         choose(round_of(linear(3, 6), x, labelled, labels), 31, None)

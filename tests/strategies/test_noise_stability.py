@@ -181,7 +181,7 @@ class NoWeight(nn.Module):
 
 
 def test_a_model_without_what_is_perturbed_is_refused(pool: Tensor) -> None:
-    with pytest.raises(ValueError, match="model must have parameters that noise='module' can change, got none"):
+    with pytest.raises(ValueError, match="the model has no parameters that noise='module' can change"):
         choose(round_of(NoWeight(), pool), 3, None)
     assert len(choose(round_of(NoWeight(), pool), 3, NoiseStabilityConfig(noise="global")).indices) == 3
 

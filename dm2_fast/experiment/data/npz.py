@@ -31,7 +31,7 @@ def sha256(path: Path) -> str:
         FileNotFoundError: there is no such file.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"dataset must be a file, got none at {path.absolute()}")
+        raise FileNotFoundError(f"dataset file not found: {path.absolute()}")
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -68,7 +68,7 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
                 raise ValueError("it holds one array without a name")
             return {name: archive[name] for name in archive.files}
     except (EOFError, zipfile.BadZipFile, zlib.error, ValueError) as error:
-        raise ValueError(f"must be written by np.savez, without Python objects ({error})") from error
+        raise ValueError(f"cannot be read ({error}): write it with np.savez, without Python objects") from error
 
 
 def _checked(arrays: dict[str, NDArray[Any]]) -> Parts:
@@ -76,10 +76,11 @@ def _checked(arrays: dict[str, NDArray[Any]]) -> Parts:
         arrays = {**arrays, "y": np.full(len(arrays["x"]), -1)}
     missing = [name for name in _ARRAYS if name not in arrays]
     if missing:
-        raise ValueError(f"must hold the arrays {', '.join(_ARRAYS)}, got no {', '.join(missing)}{_hint(missing)}")
+        found = f"no array {' and no array '.join(missing)}: a data set needs {', '.join(_ARRAYS)}"
+        raise ValueError(f"{found}{_hint(missing)}")
     unknown = [name for name in arrays if name not in (*_ARRAYS, "layout", "classes", "ids")]
     if unknown:
-        raise ValueError(f"must hold {', '.join(_ARRAYS)}, layout and classes only, got {unknown[0]!r} too")
+        raise ValueError(f"unknown array {unknown[0]!r}: a data set has {', '.join(_ARRAYS)}, layout and classes only")
     x, x_test = (_images(name, arrays[name], arrays.get("layout")) for name in ("x", "x_test"))
     if x_test.shape[1:] != x.shape[1:] or x_test.dtype != x.dtype:
         raise ValueError(
@@ -147,7 +148,7 @@ def _images(name: str, x: NDArray[Any], layout: NDArray[Any] | None) -> NDArray[
             outside = np.argwhere(~((block >= 0) & (block <= 1)))
             if len(outside):
                 value, row = block[tuple(outside[0])], start + outside[0][0]
-                raise ValueError(f"{name} must be in [0, 1], being floating point, got {value} in row {row}")
+                raise ValueError(f"{name} must be in [0, 1] for floating point, got {value} in row {row}")
         x = x.astype(np.float32, copy=False)
     if x.ndim == 3:
         return x
@@ -185,7 +186,9 @@ def _statistics(x: NDArray[Any]) -> Normalize:
     x = x[..., None] if x.ndim == 3 else x
     constant = np.flatnonzero(x.min((0, 1, 2)) == x.max((0, 1, 2)))
     if len(constant):
-        raise ValueError(f"x must vary in every channel, got one value throughout channel {constant[0]}")
+        raise ValueError(
+            f"channel {constant[0]} of x has the same value everywhere and cannot be normalised: leave it out"
+        )
     scale = 255 if x.dtype == np.uint8 else 1
 
     def mean_of(term: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> NDArray[np.float64]:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dm2_fast import extras
 from dm2_fast.experiment.data import npz
 from dm2_fast.operations.mix import Normalize
 
@@ -72,7 +73,8 @@ def _torchvision(name: str, data_dir: Path, download: bool) -> tuple[Any, Any, A
     """Images (n, H, W) or (n, H, W, C) and classes of the training and of the test set, names, and (mean, std)."""
     if name not in _TORCHVISION:
         raise ValueError(f"dataset must be one of {', '.join(NAMES)} or a file.npz, got {name!r}")
-    import torchvision
+    with extras.needed("run", f"data set {name}"):
+        import torchvision
 
     kind, _, normalize = _TORCHVISION[name]
     open_split = getattr(torchvision.datasets, kind)
@@ -101,8 +103,9 @@ def _images(x: Tensor | np.ndarray) -> Tensor:
 
 def _digits() -> Data:
     """1,797 handwritten digits of 8x8 pixels with 17 grey levels; every class is split 4 : 1 with a fixed seed."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
+    with extras.needed("run", "data set digits"):
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
 
     bunch = load_digits()
     images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)

@@ -35,7 +35,9 @@ def read(path: Path) -> dict[str, Any] | None:
     header, _, payload = path.read_bytes().partition(b"\n")
     version, _, digest = header.removeprefix(_HEADER).partition(b" ")
     if header.startswith(_HEADER) and version.isdigit() and int(version) > VERSION:
-        raise ValueError(f"{path} must be of version {VERSION} or older, got version {int(version)}: update dm2_fast")
+        raise ValueError(
+            f"{path} was written by a newer dm2_fast, in version {int(version)} of the format: update dm2_fast"
+        )
     if header != _HEADER + version + b" " + digest or hashlib.sha256(payload).hexdigest().encode() != digest:
         warnings.warn(f"{path} is damaged; going on from what was saved before it", stacklevel=4)
         return None

@@ -10,8 +10,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 
 @contextmanager
 def naming_file(path: Path) -> Iterator[None]:
@@ -31,6 +29,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it holds something else.
     """
+    import yaml
+
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:

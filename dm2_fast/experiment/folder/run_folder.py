@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from dm2_fast.experiment.config import RunConfig, identity, to_dict
@@ -38,11 +36,13 @@ class RunFolder:
         Raises:
             FileExistsError: the folder holds something else, or another process works in it.
         """
+        import yaml
+
         if config.output is None:
             raise ValueError("config must be resolved, got output=None")
         path, file = config.output, config.output / "config.yaml"
         if path.exists() and not file.exists() and (not path.is_dir() or any(_visible(path))):
-            raise FileExistsError(f"output must be new, empty or the folder of a run, got {path}")
+            raise FileExistsError(f"{path} holds something else than a run: name another --output")
         path.mkdir(parents=True, exist_ok=True)
         directory = os.open(path, os.O_RDONLY)
         try:
@@ -97,6 +97,8 @@ class RunFolder:
 
     def draw_curve(self, results: Sequence[RoundResult], title: str) -> None:
         """Draw accuracy against labels as curve.png."""
+        from matplotlib.figure import Figure
+
         labelled = [result.labelled for result in results]
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.add_subplot()
@@ -132,7 +134,7 @@ def _check_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None
     different = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
     if different:
         raise FileExistsError(
-            f"output must be a folder of the same configuration, got {path}, which differs in "
+            f"{path} holds a run of another configuration, name another --output: "
             + "; ".join(f"{name} ({before.get(name)} there, {now.get(name)} here)" for name in different)
         )
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from dm2_fast.experiment.folder.files import replacing
@@ -71,6 +70,8 @@ def _bytes(pixels: Tensor) -> Tensor:
 
 def draw_images(file: Path, grid: Sequence[Tensor], titles: Sequence[Sequence[str]], heading: str) -> None:
     """Draw lines of (n, C, H, W) uint8 images with a title above each, as one picture."""
+    from matplotlib.figure import Figure
+
     size, gap = 64, 18
     columns = max(len(line) for line in grid)
     canvas = np.full((len(grid) * (size + gap), columns * (size + 6), 3), 255, np.uint8)

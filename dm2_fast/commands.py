@@ -1,0 +1,100 @@
+"""What each command of `dm2-fast` does with its options."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dm2_fast import strategies
+from dm2_fast.experiment import RunConfig, run
+from dm2_fast.info import InfoConfig, check_kernels, info
+from dm2_fast.options import build, option_groups, parser
+from dm2_fast.paper.report import ReportConfig, write_report
+from dm2_fast.paper.sweep import SweepConfig, sweep
+from dm2_fast.paper.table4 import Table4Config, table4
+from dm2_fast.selecting.command import SelectConfig, select_from_files
+
+
+def carry_out(command: str, description: str, given: Sequence[str]) -> None:
+    """Run a command with these arguments; description is the first line of its help.
+
+    Raises:
+        ValueError, TypeError, OSError: what the user can mend, in one line.
+        SystemExit: an argument is wrong, which has been said, or was `--help`.
+    """
+    configs, act = _COMMANDS[command]
+    groups = option_groups(given)
+    values = parser(command, description, configs, groups).parse_args(list(given))
+    for one, several in (("--seed", "--seeds"), ("--strategy", "--strategies")):
+        if {one, several} <= {argument.partition("=")[0] for argument in given}:
+            raise ValueError(f"use {one} or {several}, not both")
+    _check_options_are_used(given, groups, values)
+    act(values)
+
+
+def _run(values: Any) -> None:
+    several = build(SweepConfig, values)
+    if several.seeds is None and several.strategies is None:
+        result = run(build(RunConfig, values), echo=_echo)
+        if result.to_label is None:
+            files = "curve.png, rounds.csv, selected.csv, round_NN.png (what was chosen), model.pt, config.yaml"
+            print(f"\n{result.folder}: {files}")
+        else:
+            rows = len(result.chosen[-1])
+            print(f"\n{result.to_label}: fill in the label of {'its row' if rows == 1 else f'each of the {rows} rows'}")
+            print("(the images are in to_label_*.png beside it), then give the same command again.")
+        return
+    configs = [
+        build(RunConfig, values, strategy=strategy, seed=seed)
+        for strategy in several.strategies or [values.strategy]
+        for seed in several.seeds or [values.seed]
+    ]
+    print(f"\n{sweep(configs, values.output, echo=_echo)}: report.csv, report.png")
+
+
+def _select(values: Any) -> None:
+    folder = select_from_files(build(SelectConfig, values), echo=_echo)
+    print(f"\n{folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
+
+
+def _bench(values: Any) -> None:
+    folder = table4(build(Table4Config, values), echo=_echo)
+    print(f"\n{folder}: table4.md, table4.csv, table4.png, timings.csv (every single one)")
+
+
+def _report(values: Any) -> None:
+    config = build(ReportConfig, values)
+    folder = write_report(config.folders, config.output, echo=_echo)
+    print(f"\n{folder}: report.csv, report.png")
+
+
+def _info(values: Any) -> None:
+    lines, agree = check_kernels() if values.check else ([], True)  # first: it decides whether Triton is interpreted
+    print("\n".join(info(values.data_dir) + lines))
+    if not agree:
+        raise SystemExit(1)
+
+
+# The dataclasses of each command's options, and what it does with their values.
+_COMMANDS: dict[str, tuple[tuple[type, ...], Callable[[Any], None]]] = {
+    "run": ((RunConfig, SweepConfig), _run),
+    "select": ((SelectConfig,), _select),
+    "bench": ((Table4Config,), _bench),
+    "report": ((ReportConfig,), _report),
+    "info": ((InfoConfig,), _info),
+}
+
+
+def _echo(line: str) -> None:
+    print(line, flush=True)
+
+
+def _check_options_are_used(given: Sequence[str], groups: dict[str, type], values: Any) -> None:
+    """Raise if the command line has an option of a strategy that is not chosen."""
+    if "strategy" not in values:
+        return
+    chosen = values.get("strategies") or [values.strategy]
+    used = {strategies.group(strategies.get(name)) for name in chosen}
+    for argument in given:
+        name, dot, _ = argument.removeprefix("--").partition(".")
+        if dot and name.replace("-", "_") in set(groups) - used:
+            option = argument.partition("=")[0]
+            raise ValueError(f"{option} is an option of another strategy than {', '.join(chosen)}: leave it out")
