@@ -185,7 +185,7 @@ def test_permuting_the_columns_and_their_signs_changes_only_the_rounding(
     [
         ({"x": torch.ones(4)}, ValueError, r"x must be 2-D \(rows, features\), got shape \(4,\)"),
         ({"y": torch.ones(4)}, ValueError, r"y must be 2-D \(rows, features\), got shape \(4,\)"),
-        ({"x": torch.ones(4, 3).long()}, TypeError, r"x must be float16, .*, got torch\.int64"),
+        ({"x": torch.ones(4, 3) + 0j}, TypeError, r"x must be float16, .*, got torch\.complex64"),
         ({"y": torch.ones(4, 3).half()}, ValueError, r"y must have the dtype of x, torch\.float32, got torch\.float16"),
         ({"y": torch.ones(4, 2)}, ValueError, "y must have as many features as x, 3, got 2"),
         ({"y": torch.ones(4, 3, device="meta")}, TypeError, "y must hold values, got a tensor on the meta device"),
