@@ -28,7 +28,7 @@ test: install-test  ## install, then the test suite but for its slow part
 	$(PYTHON) -m pytest -m "not slow"
 
 test-slow: install-test  ## the slow part: kills, compilers, large networks, whole commands
-	$(PYTHON) -m pytest -m slow
+	$(PYTHON) -m pytest -m "slow and not release"
 
 fuzz: install-test  ## random cases against oracles, without end; a finding prints the command that runs it again
 	$(PYTHON) tests/fuzz/run.py
@@ -52,6 +52,7 @@ docs: $(PYTHON)  ## the documentation site in build/site; a warning or a dead li
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
 
 release-check: docs lint test test-slow test-oldest test-compilers sanitize sanitize-extension wheel  ## before a release
+	$(PYTHON) -m pytest -m release
 	$(PYTHON) tests/fuzz/run.py --seconds 3600
 
 # constraints.txt holds the newest torch, .ci/compilers/ the others; each gets a virtual environment of its own.

@@ -19,6 +19,8 @@ from documents import ROOT, Block, blocks
 
 from dm2_fast import strategies
 
+# What random samples and an untrained model are warned about.
+TOY = ("ignore:.*rows have the same score", "ignore:.*others at distance 0")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = PAGES[0].read_text()
 
@@ -72,6 +74,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             del sys.modules[name]
 
 
+@pytest.mark.filterwarnings(*TOY)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_examples_of_a_page_run(page: Path, folder: Path) -> None:
     names: dict = {}
@@ -80,6 +83,7 @@ def test_the_examples_of_a_page_run(page: Path, folder: Path) -> None:
             documents.run(block, names)
 
 
+@pytest.mark.filterwarnings(*TOY)
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [p for p in PAGES if any(b.slow for b in blocks(p))], ids=lambda page: page.name)
 def test_the_examples_of_a_page_run_with_the_slow_ones(page: Path, folder: Path) -> None:

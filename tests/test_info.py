@@ -36,7 +36,7 @@ def test_info_tells_versions_devices_backends_and_data_sets(
     assert versions["numpy"] == numpy.__version__
     assert list(versions) == ["python", "dm2_fast", "torch", "torchvision", "triton", "numpy"]
     devices = section(lines, "devices")
-    assert devices["cpu"].startswith(f"{torch.get_num_threads()} threads")
+    assert devices["cpu"].startswith(f"{torch.get_num_threads()} thread")
     assert devices["cuda"].startswith("no GPU: ")
     backends = section(lines, "backends")
     assert backends["torch"] == "available"

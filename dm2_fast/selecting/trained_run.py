@@ -19,17 +19,17 @@ def model_of_run(folder: Path, sample: tuple[int, ...]) -> tuple[nn.Module, Norm
         sample: Shape of the samples that it is to run on.
 
     Raises:
-        FileNotFoundError: the folder is not that of a finished run, or its data set is gone.
-        ValueError: the samples have another shape than those of the run.
+        ValueError: the folder is not that of a finished run, or the samples have another shape than those of the run.
+        FileNotFoundError: the data set of the run is gone.
     """
     file = folder / "config.yaml"
     if not file.is_file():
-        raise FileNotFoundError(f"cannot read run {folder}: no config.yaml")
+        raise ValueError(f"cannot read run {folder}: no config.yaml")
     values = read_yaml(file)
     if not {"dataset", "model"} <= set(values):
         raise ValueError(f"cannot read run {folder}: config.yaml is not that of a run")
     if not (folder / "model.pt").is_file():
-        raise FileNotFoundError(f"run {folder} has no model.pt yet: let it finish first")
+        raise ValueError(f"run {folder} has no model.pt yet: let it finish first")
     data = load(values["dataset"], Path(values.get("data_dir") or "data"))
     trained = tuple(data.x.shape[1:])
     if sample != trained:

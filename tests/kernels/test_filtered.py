@@ -83,6 +83,7 @@ def test_neighbours_behind_the_filter_have_the_same_bits(kind: str, k: int) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("kind", KINDS)
@@ -92,6 +93,7 @@ def test_neighbours_behind_the_filter_have_the_same_bits_for_every_kind_of_rows(
 
 
 @pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("m", "d", "k"), [(2, 1, 1), (63, 3, 62), (64, 100, 7), (65, 33, 64), (129, 5, 65)])
 def test_neighbours_behind_the_filter_have_the_same_bits_at_odd_sizes(m: int, d: int, k: int) -> None:

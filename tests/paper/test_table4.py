@@ -57,7 +57,7 @@ def test_every_method_is_timed_at_every_place_and_its_passes_once(tmp_path: Path
         if timing.part == "selection":
             assert timing.passes == (PASSES[timing.name] if timing.axis == "budget" else "")
     text = (folder / "table4.md").read_text()
-    for words in ("threads", "commit", "pool of 80", "cnn trained on 30 for 1 epochs", "synthetic linear head"):
+    for words in ("thread", "commit", "pool of 80", "cnn trained on 30 for 1 epochs", "synthetic linear head"):
         assert words in text
     assert re.search(r"commit \w+, \d{4}-\d\d-\d\d\n", text)
     assert text in "\n".join(lines)
