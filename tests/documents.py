@@ -16,6 +16,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from glob import glob
@@ -116,13 +117,15 @@ def run(block: Block, names: dict[str, Any]) -> None:
     """
     if block.language == "text" or block.not_run:
         return
-    if block.language == "python":
-        exec(compile(block.text, block.where, "exec"), names)
-    elif block.slow:
-        subprocess.run(["bash", "-euo", "pipefail", "-c", block.text], check=True)
-    else:
-        for words in commands(block.text):
-            _run_here(block.where, words)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a toy model may well score many rows the same
+        if block.language == "python":
+            exec(compile(block.text, block.where, "exec"), names)
+        elif block.slow:
+            subprocess.run(["bash", "-euo", "pipefail", "-c", block.text], check=True)
+        else:
+            for words in commands(block.text):
+                _run_here(block.where, words)
 
 
 def _run_here(where: str, words: list[str]) -> None:

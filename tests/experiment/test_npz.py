@@ -73,7 +73,7 @@ def with_pixel(value: float) -> dict[str, np.ndarray]:
     [
         ({"y": None}, "no array y: a data set needs x, y, x_test, y_test"),
         ({"x": None, "y_test": None}, "no array x and no array y_test"),
-        ({"X": np.zeros(3)}, "unknown array 'X': a data set has x, y, x_test, y_test, layout and classes only"),
+        ({"X": np.zeros(3)}, "unknown array 'X': a data set has x, y, x_test, y_test, layout, classes and ids only"),
         ({"x": np.zeros((40, 30), np.uint8)}, r"x must be \(n, H, W\), .* and not empty, got shape \(40, 30\)"),
         ({"x_test": np.zeros((0, 6, 5, 3), np.uint8)}, r"x_test must be .* not empty, got shape \(0, 6, 5, 3\)"),
         ({"x": np.zeros((40, 6, 5, 3), np.int64)}, r"x must be uint8, or floating point in \[0, 1\], got int64"),
