@@ -80,7 +80,9 @@ def _checked(arrays: dict[str, NDArray[Any]]) -> Parts:
         raise ValueError(f"{found}{_hint(missing)}")
     unknown = [name for name in arrays if name not in (*_ARRAYS, "layout", "classes", "ids")]
     if unknown:
-        raise ValueError(f"unknown array {unknown[0]!r}: a data set has {', '.join(_ARRAYS)}, layout, classes and ids only")
+        raise ValueError(
+            f"unknown array {unknown[0]!r}: a data set has {', '.join(_ARRAYS)}, layout, classes and ids only"
+        )
     x, x_test = (_images(name, arrays[name], arrays.get("layout")) for name in ("x", "x_test"))
     if x_test.shape[1:] != x.shape[1:] or x_test.dtype != x.dtype:
         raise ValueError(
