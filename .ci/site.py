@@ -14,7 +14,7 @@ GROUPS = {
     "Choosing": ("select", "select_from", "Picked", "DM2Config"),
     "Operations": ("knn", "Neighbours", "Audit", "pairwise", "mix", "uncertainty", "linear_probe", "logits_of"),
     "Adversarial training": ("fgsm", "pair_loss"),
-    "The loop": ("run", "RunConfig"),
+    "The loop": ("run", "RunConfig", "RoundEvent"),
     "A strategy of your own": ("Round", "Strategy", "Pass", "TrainingStep"),
 }
 

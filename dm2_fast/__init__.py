@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from dm2_fast.acquire import select_from as select_from
     from dm2_fast.adversarial import fgsm as fgsm
     from dm2_fast.adversarial import pair_loss as pair_loss
+    from dm2_fast.experiment import RoundEvent as RoundEvent
     from dm2_fast.experiment import RunConfig as RunConfig
     from dm2_fast.experiment import run as run
     from dm2_fast.operations.audit import Audit as Audit
@@ -37,6 +38,7 @@ _MODULES = {
     "Pass": "strategy",
     "Picked": "round",
     "Round": "round",
+    "RoundEvent": "experiment",
     "RunConfig": "experiment",
     "Strategy": "strategy",
     "TrainingStep": "strategy",

@@ -1,10 +1,11 @@
 """What each command of `dm2-fast` does with its options."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from dm2_fast import strategies
-from dm2_fast.experiment import RunConfig, run
+from dm2_fast.experiment import RunConfig, TensorBoard, run
 from dm2_fast.info import InfoConfig, check_kernels, info
 from dm2_fast.options import build, option_groups, parser
 from dm2_fast.paper.report import ReportConfig, write_report
@@ -30,10 +31,23 @@ def carry_out(command: str, description: str, given: Sequence[str]) -> None:
     act(values)
 
 
+@dataclass(frozen=True)
+class TrackConfig:
+    """What follows a run.
+
+    Args:
+        tensorboard: Write the numbers and pictures of every round for TensorBoard, into the folder tensorboard of the
+            run.
+    """
+
+    tensorboard: bool = False
+
+
 def _run(values: Any) -> None:
     several = build(SweepConfig, values)
+    callbacks = [TensorBoard()] if build(TrackConfig, values).tensorboard else []
     if several.seeds is None and several.strategies is None:
-        result = run(build(RunConfig, values), echo=_echo)
+        result = run(build(RunConfig, values), echo=_echo, callbacks=callbacks)
         if result.to_label is None:
             files = "curve.png, rounds.csv, selected.csv, round_NN.png (what was chosen), model.pt, config.yaml"
             print(f"\n{result.folder}: {files}")
@@ -47,7 +61,7 @@ def _run(values: Any) -> None:
         for strategy in several.strategies or [values.strategy]
         for seed in several.seeds or [values.seed]
     ]
-    print(f"\n{sweep(configs, values.output, echo=_echo)}: report.csv, report.png")
+    print(f"\n{sweep(configs, values.output, echo=_echo, callbacks=callbacks)}: report.csv, report.png")
 
 
 def _select(values: Any) -> None:
@@ -75,7 +89,7 @@ def _info(values: Any) -> None:
 
 # The dataclasses of each command's options, and what it does with their values.
 _COMMANDS: dict[str, tuple[tuple[type, ...], Callable[[Any], None]]] = {
-    "run": ((RunConfig, SweepConfig), _run),
+    "run": ((RunConfig, SweepConfig, TrackConfig), _run),
     "select": ((SelectConfig,), _select),
     "bench": ((Table4Config,), _bench),
     "report": ((ReportConfig,), _report),

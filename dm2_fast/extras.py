@@ -36,4 +36,10 @@ def check(extra: str, who: str, *modules: str) -> None:
 
 
 # Where the module has another name than the package.
-_PACKAGES = {"sklearn": "scikit-learn", "yaml": "pyyaml", "docstring_parser": "docstring-parser"}
+_PACKAGES = {
+    "sklearn": "scikit-learn",
+    "skactiveml": "scikit-activeml",
+    "small_text": "small-text",
+    "yaml": "pyyaml",
+    "docstring_parser": "docstring-parser",
+}

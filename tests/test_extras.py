@@ -14,7 +14,7 @@ else:
     import tomli as tomllib  # pytest brings it
 
 BLOCKED = (
-    "docstring_parser", "jsonargparse", "matplotlib", "scipy", "sklearn", "threadpoolctl", "torchvision", "tqdm",
+    "baal", "skactiveml", "small_text", "tensorboard", "docstring_parser", "jsonargparse", "matplotlib", "scipy", "sklearn", "threadpoolctl", "torchvision", "tqdm",
     "triton", "yaml",
 )  # fmt: skip
 
@@ -75,7 +75,8 @@ def core() -> dict[str, Any]:
 
 
 def test_every_module_can_be_imported_but_for_the_options_of_the_command_line(core: dict[str, Any]) -> None:
-    assert core["modules"] == ["dm2_fast.commands", "dm2_fast.options"]
+    adapters = [f"dm2_fast.adapters.{name}" for name in ("baal", "skactiveml", "sklearn", "small_text")]
+    assert core["modules"] == [*adapters, "dm2_fast.commands", "dm2_fast.options"]
 
 
 def test_strategies_run_without_extras_or_name_theirs(core: dict[str, Any]) -> None:

@@ -22,11 +22,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Each imports itself and those behind it; dm2_fast is the package's own __init__.py.
 ORDER = (
-    "__main__", "cli", "commands", "options", "info", "paper", "selecting", "experiment", "ops", "dm2_fast", "acquire",
+    "__main__", "cli", "commands", "options", "info", "paper", "selecting", "experiment", "adapters", "ops", "dm2_fast", "acquire",
     "strategies", "plugins", "strategy", "adversarial", "round", "picked", "traps", "model", "operations", "threads",
     "draws", "extras", "progress", "words", "kernels", "_C",
 )  # fmt: skip
 CORE = ORDER[ORDER.index("dm2_fast") :]
+EXTRAS = ("run", "strategies", "triton", "skactiveml", "baal", "small-text", "tensorboard")
+NOT_INSTALLED = {"skactiveml": ["scikit-activeml"], "small_text": ["small-text"], "baal": ["baal"]}  # by make test
 ON_FIRST_USE = {("dm2_fast", "experiment")}  # in TYPE_CHECKING; __getattr__ imports what is asked for
 
 
@@ -101,6 +103,7 @@ def test_import_dm2_fast_loads_nothing_else() -> None:
     loaded = json.loads(done.stdout)
     assert "dm2_fast.acquire" in loaded
     heavy = ("matplotlib", "sklearn", "scipy", "yaml", "torchvision", "jsonargparse", "triton", "threadpoolctl", "tqdm")
+    heavy += ("skactiveml", "baal", "small_text", "tensorboard")
     assert [name for name in loaded if name.partition(".")[0] in heavy] == []
     assert {part_named(name) for name in loaded} - {None} <= {*CORE} - {"kernels"}
 
@@ -132,8 +135,8 @@ def test_what_is_imported_is_declared() -> None:
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    lines = [*project["dependencies"], *(line for extra in ("run", "strategies", "triton") for line in extras[extra])]
+    lines = [*project["dependencies"], *(line for extra in EXTRAS for line in extras[extra])]
     declared = {plain(re.split(r"[^\w.-]", line)[0]) for line in lines}
-    distributions = packages_distributions()
+    distributions = NOT_INSTALLED | packages_distributions()
     for package in sorted(others(name for file in (*FILES, *KERNELS.glob("*.py")) for name in imported(file))):
         assert declared & {plain(name) for name in distributions[package]}, f"{package} is not declared"

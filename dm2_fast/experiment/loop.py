@@ -1,7 +1,7 @@
 """The loop: initial labels, then train, evaluate, select, label, repeat, and a last training (Algorithms 1 and 2)."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from dm2_fast.acquire import select_from
 from dm2_fast.experiment import models
 from dm2_fast.experiment.config import RunConfig, resolve
 from dm2_fast.experiment.data.sets import Data, load
+from dm2_fast.experiment.events import Told, event_of
 from dm2_fast.experiment.folder.checkpoint import TrainingFile
 from dm2_fast.experiment.folder.files import replacing
 from dm2_fast.experiment.folder.run_folder import RunFolder
@@ -22,6 +23,7 @@ from dm2_fast.experiment.state import RoundResult, State, newest_state, save_sta
 from dm2_fast.experiment.training import evaluate
 from dm2_fast.experiment.twins import train_round
 from dm2_fast.model.passes import ForwardPass
+from dm2_fast.operations.arguments import shown
 from dm2_fast.round import Round, stage
 from dm2_fast.strategy import Strategy
 from dm2_fast.words import count
@@ -46,7 +48,13 @@ class Result:
     to_label: Path | None = None
 
 
-def run(config: RunConfig, *, oracle: Oracle | None = None, echo: Callable[[str], None] | None = None) -> Result:
+def run(
+    config: RunConfig,
+    *,
+    oracle: Oracle | None = None,
+    echo: Callable[[str], None] | None = None,
+    callbacks: Sequence[Told] = (),
+) -> Result:
     """Run active learning as configured and write the run folder; an interrupted run goes on where it stopped.
 
     Args:
@@ -54,6 +62,8 @@ def run(config: RunConfig, *, oracle: Oracle | None = None, echo: Callable[[str]
         oracle: Labels the chosen samples in place of the data set: called with the numbers of their rows (B,) and
             their images (B, ...), returns a class number for each.
         echo: Called with each line of the report as it is known; `print`, say.
+        callbacks: Functions called with a `RoundEvent` after every round, once its files are written; those of a run
+            that goes on hear of the rounds that are there first. What one raises ends the run, and the round is kept.
 
     Returns:
         The finished run; or, with config.oracle = "file", how far it came until labels are needed.
@@ -68,11 +78,16 @@ def run(config: RunConfig, *, oracle: Oracle | None = None, echo: Callable[[str]
     config = resolve(config)
     if oracle is not None and config.oracle == "file":
         raise ValueError("pass oracle= or set config.oracle='file', not both")
+    wrong = [callback for callback in callbacks if not callable(callback)]
+    if wrong:
+        raise TypeError(f"callbacks must be functions of a RoundEvent, got {shown(wrong[0])}")
     with reproducible(config.threads):
-        return _run(config, oracle, echo or (lambda line: None))
+        return _run(config, oracle, echo or (lambda line: None), callbacks)
 
 
-def _run(config: RunConfig, oracle: Oracle | None, echo: Callable[[str], None]) -> Result:
+def _run(
+    config: RunConfig, oracle: Oracle | None, echo: Callable[[str], None], callbacks: Sequence[Told]
+) -> Result:
     device = usable_device(config.device)
     data = load(config.dataset, config.data_dir, config.download)
     pool = _subset("pool", len(data.x), config.pool, config.seed)
@@ -97,8 +112,14 @@ def _run(config: RunConfig, oracle: Oracle | None, echo: Callable[[str], None]) 
         candidates = "" if config.candidates is None else f", {count(config.candidates, 'candidate')} a round"
         echo(f"{_title(config)}, {device}, pool of {len(pool)}{candidates}")
         echo("round  labelled  accuracy  under FGSM    loss  seconds")
-        for result in state.results:
-            echo(_line(result))
+
+        def tell(r: int, new: bool) -> None:
+            echo(_line(state.results[r]))
+            for callback in callbacks:
+                callback(event_of(config, folder.path, state, data, r, new))
+
+        for r in range(len(state.results)):
+            tell(r, new=False)
 
         while True:
             if state.waiting:
@@ -118,7 +139,7 @@ def _run(config: RunConfig, oracle: Oracle | None, echo: Callable[[str], None]) 
                 return Result(folder.path, state.results, state.chosen, model)
             with plugins.naming(config.model, f"images of shape {tuple(data.x.shape[1:])}"):
                 model = _round(config, oracle, data, pool, test, folder, state, device, echo)
-            echo(_line(state.results[-1]))
+            tell(len(state.results) - 1, new=True)
 
 
 def _round(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dm2_fast.experiment.config import RunConfig, fingerprint, folder_name, resolve
+from dm2_fast.experiment.events import Told
 from dm2_fast.experiment.loop import run
 from dm2_fast.paper.report import write_report
 
@@ -31,7 +32,11 @@ class SweepConfig:
 
 
 def sweep(
-    configs: Sequence[RunConfig], output: Path | None = None, *, echo: Callable[[str], None] | None = None
+    configs: Sequence[RunConfig],
+    output: Path | None = None,
+    *,
+    echo: Callable[[str], None] | None = None,
+    callbacks: Sequence[Told] = (),
 ) -> Path:
     """Run every configuration, each in the folder that it would have alone, and write their report.
 
@@ -41,6 +46,7 @@ def sweep(
         configs: What to run; their own output is not used.
         output: Folder to write the runs and the report below; None for runs/.
         echo: Called with each line of the progress and of the report.
+        callbacks: As in `run`.
 
     Returns:
         The folder of report.csv and report.png.
@@ -56,7 +62,7 @@ def sweep(
     folders = [(output or Path("runs")) / name for name in names]
     for i, (config, folder) in enumerate(zip(configs, folders, strict=True)):
         echo(f"run {i + 1} of {len(configs)}: {folder}")
-        run(replace(config, output=folder), echo=echo)
+        run(replace(config, output=folder), echo=echo, callbacks=callbacks)
         echo("")
     return write_report(folders, output or Path("runs") / _name(configs), echo=echo)
 
