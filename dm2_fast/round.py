@@ -83,7 +83,7 @@ class Round:
         probabilities: Any = None,
         labelled_features: Any = None,
         labels: Any = None,
-        head: nn.Linear | tuple[Any, Any] | None = None,
+        head: nn.Linear | tuple[Any, Any] | Callable[[Tensor], Any] | None = None,
         *,
         ids: Sequence[Any] | None = None,
         row_ids: NDArray[np.int64] | Tensor | None = None,
@@ -109,7 +109,8 @@ class Round:
             labelled_features: (n, d), like features, for the strategies that compare with the labelled set.
             labels: Their classes, (n,) integers.
             head: (weight, bias) of the linear layer that reads the features, such as (`coef_`, `intercept_`) of
-                scikit-learn, see `dm2_fast.model.linear_head`; or the layer.
+                scikit-learn, see `dm2_fast.model.linear_head`; or the layer; or a function from (n, d) features to
+                (n, C) logits, `lambda x: dm2_fast.logits_of(classifier.predict_proba(x))` for any classifier.
             ids, row_ids, ties, seed, round, multilabel, these_are_logits: As in `dm2_fast.select`.
             batch_size, backend, num_threads, progress: Likewise; None is 4 MB of features.
 
@@ -154,6 +155,8 @@ class Round:
         if ("features", None) not in self._kept and not self._has_features:
             return self.only_logits
         logits: Tensor | None = self.once("features", None, self.forward.features_and_logits)[1]
+        if logits is None and not isinstance(self.forward.model, NoModel):
+            return self.once("logits", None, self.forward.logits)
         if logits is None:
             raise ValueError(
                 "this strategy reads the model's outputs: pass logits=, probabilities= or head= to Round.from_arrays"

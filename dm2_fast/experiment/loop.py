@@ -85,9 +85,7 @@ def run(
         return _run(config, oracle, echo or (lambda line: None), callbacks)
 
 
-def _run(
-    config: RunConfig, oracle: Oracle | None, echo: Callable[[str], None], callbacks: Sequence[Told]
-) -> Result:
+def _run(config: RunConfig, oracle: Oracle | None, echo: Callable[[str], None], callbacks: Sequence[Told]) -> Result:
     device = usable_device(config.device)
     data = load(config.dataset, config.data_dir, config.download)
     pool = _subset("pool", len(data.x), config.pool, config.seed)

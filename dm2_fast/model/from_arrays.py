@@ -1,6 +1,6 @@
 """What a round knows where there is no model: features, logits, or features and the linear head that reads them."""
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -47,17 +47,18 @@ class Given:
 
     @property
     def batch_size(self) -> int:
-        """Rows per pass of the head."""
-        return max(1, _BATCH_BYTES // (self.pool[0].numel() * self.pool.element_size()))
+        """Rows per pass of the head; of a function, as many in each, since it would run on what fills up the last."""
+        most = max(1, _BATCH_BYTES // (self.pool[0].numel() * self.pool.element_size()))
+        return -(-len(self.pool) // -(-len(self.pool) // most)) if isinstance(self.model, FunctionModel) else most
 
     def passes(self) -> dict[tuple[str, Hashable], Any]:
         """What need not be computed, as a round keeps it."""
         kept: dict[tuple[str, Hashable], Any] = {}
         if self.logits is not None:
             kept["logits", None] = self.logits
-        if self.logits is not None or isinstance(self.model, NoModel):
+        if self.logits is not None or isinstance(self.model, FunctionModel):
             kept["features", None] = self.features, self.logits
-        if self.labelled_features is not None and isinstance(self.model, NoModel):
+        if self.labelled_features is not None and isinstance(self.model, FunctionModel):
             kept["labelled", None] = self.labelled_features
         return kept
 
@@ -67,7 +68,7 @@ def given(
     logits: Any,
     probabilities: Any,
     labelled_features: Any,
-    head: nn.Linear | tuple[Any, Any] | None,
+    head: nn.Linear | tuple[Any, Any] | Callable[[Tensor], Any] | None,
     multilabel: str | None,
     these_are_logits: bool,
 ) -> Given:
@@ -102,9 +103,11 @@ def given(
         return Given(NoModel(), pool, x, outputs, others)
     if x is None:
         raise ValueError("head= reads features: give features= too")
-    weight, bias = (head.weight, head.bias) if isinstance(head, nn.Linear) else head
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     x = x.to(dtype)
+    if callable(head) and not isinstance(head, nn.Linear):
+        return Given(FunctionModel(head), x, x, outputs, None if others is None else others.to(dtype))
+    weight, bias = (head.weight, head.bias) if isinstance(head, nn.Linear) else head
     bias = torch.zeros(len(weight)) if bias is None else bias
     layer = linear_head(weight, bias, x.shape[1], dtype).to(x.device)
     if outputs is not None and outputs.shape[1] != layer.out_features:
