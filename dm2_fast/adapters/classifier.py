@@ -12,8 +12,9 @@ from torch import Tensor
 from dm2_fast.acquire import select_from
 from dm2_fast.model.functions import FunctionModel
 from dm2_fast.model.passes import ForwardPass
+from dm2_fast.operations.arguments import whole
 from dm2_fast.operations.probabilities import logits_of
-from dm2_fast.round import Picked, Round
+from dm2_fast.round import Picked, Round, check_budget
 from dm2_fast.strategies import get
 from dm2_fast.strategies.dm2 import DM2Config
 from dm2_fast.strategy import FEATURES, LABELLED
@@ -21,6 +22,7 @@ from dm2_fast.strategy import FEATURES, LABELLED
 # Probabilities (n, C) of a batch as the data has it; and, with the second argument True, its features (n, d) too.
 Predict = Callable[[Any, bool], Any]
 _BLOCK_BYTES = 2**23
+_INSIDE = ("bald", "entropy-bayesian", "alpha-mix", "noise-stability")  # its dropout, its head, or its weights
 
 
 class Rows:
@@ -65,6 +67,7 @@ def choose(
     embeds: bool = False,
     *,
     seed: int,
+    round: int = 0,
     num_threads: int | None = None,
 ) -> Picked:
     """What `dm2_fast.select` chooses, with ties drawn at random and k at most what the pool allows.
@@ -74,7 +77,7 @@ def choose(
     there are none, the first row is drawn at random, and the others are chosen as if it was labelled.
 
     Args:
-        strategy, options, budget, seed, num_threads: As in `dm2_fast.select`.
+        strategy, options, budget, seed, round, num_threads: As in `dm2_fast.select`.
         pool, labelled: The samples; no labelled ones are None.
         predict: None for a strategy that only compares samples.
         embeds: Whether predict gives features.
@@ -83,25 +86,32 @@ def choose(
         ValueError, TypeError: As in `dm2_fast.select`.
     """
     found, m = get(strategy), len(pool)
-    given: dict[str, Any] = {"seed": seed, "ties": "random", "num_threads": num_threads}
+    if found.name in _INSIDE:
+        raise ValueError(
+            f"strategy {found.name} looks into a network, and a classifier shows its probabilities alone: give the "
+            "network to dm2_fast.select"
+        )
+    budget = whole("budget", budget)
+    check_budget(budget, m)
+    given: dict[str, Any] = {"seed": seed, "round": round, "num_threads": num_threads}
     if labelled is None and LABELLED in found.passes:
-        first = int(np.random.default_rng(seed).integers(m))
+        first = int(np.random.default_rng([seed, round]).integers(m))
         picks = torch.tensor([first])
         if budget > 1:
             others = np.delete(np.arange(m), first)
             rest, one = Rows(pool.data, pool.rows[others]), Rows(pool.data, pool.rows[[first]])
             arguments = (rest, one, predict, embeds)
-            more = choose(strategy, options, budget - 1, *arguments, seed=seed, num_threads=num_threads)
+            more = choose(strategy, options, budget - 1, *arguments, **given)
             picks = torch.cat([picks, torch.from_numpy(others)[more.indices.cpu()]])
         return Picked(picks, None)
     if isinstance(options, DM2Config):
         if m == 1:  # not mixed, so that its score is that of the sample itself
-            return choose(options.score, None, budget, pool, None, predict, seed=seed, num_threads=num_threads)
+            return choose(options.score, None, budget, pool, None, predict, **given)
         assert predict is not None
         options = replace(options, k=min(options.k, m - 1))
-        return select_from(_mixing(pool, predict, embeds, **given), budget, found, options)
+        return select_from(_mixing(pool, predict, embeds, ties="random", **given), budget, found, options)
     arrays = _arrays(pool, labelled, predict, embeds, FEATURES in found.passes)
-    return select_from(Round.from_arrays(**arrays, **given), budget, found, options)
+    return select_from(Round.from_arrays(**arrays, ties="random", **given), budget, found, options)
 
 
 def utilities(picked: Picked, m: int) -> NDArray[np.float64]:
