@@ -17,7 +17,7 @@ BUILT = _C$(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_config_var
 PRELOAD = LD_PRELOAD="$(shell $(CXX) -print-file-name=$(1)) $(shell $(CXX) -print-file-name=libstdc++.so)"
 OPERATIONS := tests/operations --ignore tests/operations/test_ops.py -m "not slow" -k "not triton" -p no:cacheprovider
 
-.PHONY: run test test-slow test-oldest test-compilers fuzz docs wheel release-check lint bench gpu sanitize \
+.PHONY: run test test-slow test-adapters test-oldest test-compilers fuzz docs wheel release-check lint bench gpu sanitize \
 	sanitize-extension limit install install-test clean
 
 run: install  ## install, then DM2-AT on the digits that come with scikit-learn
@@ -39,6 +39,18 @@ test-oldest:  ## the suite with the oldest torch and packages that are supported
 	build/oldest/bin/python -m pip install --quiet -c constraints-oldest.txt -e '.[test]'
 	build/oldest/bin/python -m pytest -m "not slow"
 
+# The packages stand in an environment of their own, which finds torch and ours in this one; baal is installed without
+# what it declares and does not import (jupyter). Their own deprecations are theirs.
+ADAPTERS := build/adapters
+test-adapters: install-test  ## the adapters with the packages that they are for
+	python3 -m venv --without-pip --clear $(ADAPTERS)
+	$(PYTHON) -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$($(ADAPTERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/main.pth"
+	$(ADAPTERS)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints-adapters.txt \
+		scikit-activeml skorch small-text structlog torchmetrics tensorboard
+	$(ADAPTERS)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints-adapters.txt --no-deps baal
+	$(ADAPTERS)/bin/python -m pytest -W ignore::DeprecationWarning -W ignore::FutureWarning tests/adapters
+
 wheel:  ## an sdist and, from it, a wheel for this machine in dist/, made in a clean environment
 	rm -rf dist build/wheel
 	python3 -m venv build/wheel
@@ -51,7 +63,7 @@ docs: $(PYTHON)  ## the documentation site in build/site; a warning or a dead li
 	$(PIP) install --quiet $(PINNED) -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
 
-release-check: docs lint test test-slow test-oldest test-compilers sanitize sanitize-extension wheel  ## before a release
+release-check: docs lint test test-slow test-adapters test-oldest test-compilers sanitize sanitize-extension wheel  ## before a release
 	$(PYTHON) -m pytest -m release
 	$(PYTHON) tests/fuzz/run.py --seconds 3600
 

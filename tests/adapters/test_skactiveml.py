@@ -10,8 +10,8 @@ import pytest
 import torch
 from loops import BUDGET, POOL, ROUNDS, TEST, X, Y, start
 from skactiveml.classifier import ParzenWindowClassifier, SklearnClassifier, SkorchClassifier
-from skactiveml.pool import CoreSet, SubSamplingWrapper, UncertaintySampling
 from skactiveml.pool import Badge as TheirBadge
+from skactiveml.pool import CoreSet, SubSamplingWrapper, UncertaintySampling
 from sklearn.base import clone
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression

@@ -23,7 +23,6 @@ import dm2_fast
 from dm2_fast.adapters.small_text import Acquisition
 
 STRATEGIES = ("dm2", "margin", "coreset", "badge")
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # theirs
 
 
 def digits() -> SklearnDataset:
