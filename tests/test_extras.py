@@ -14,7 +14,8 @@ else:
     import tomli as tomllib  # pytest brings it
 
 BLOCKED = (
-    "baal", "skactiveml", "small_text", "tensorboard", "docstring_parser", "jsonargparse", "matplotlib", "scipy", "sklearn", "threadpoolctl", "torchvision", "tqdm",
+    "baal", "skactiveml", "small_text", "tensorboard",
+    "docstring_parser", "jsonargparse", "matplotlib", "scipy", "sklearn", "threadpoolctl", "torchvision", "tqdm",
     "triton", "yaml",
 )  # fmt: skip
 

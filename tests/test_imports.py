@@ -22,7 +22,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Each imports itself and those behind it; dm2_fast is the package's own __init__.py.
 ORDER = (
-    "__main__", "cli", "commands", "options", "info", "paper", "selecting", "experiment", "adapters", "ops", "dm2_fast", "acquire",
+    "__main__", "cli", "commands", "options", "info", "paper", "selecting", "experiment", "adapters", "ops", "dm2_fast",
+    "acquire",
     "strategies", "plugins", "strategy", "adversarial", "round", "picked", "traps", "model", "operations", "threads",
     "draws", "extras", "progress", "words", "kernels", "_C",
 )  # fmt: skip
@@ -102,8 +103,10 @@ def test_import_dm2_fast_loads_nothing_else() -> None:
     done = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, check=True)
     loaded = json.loads(done.stdout)
     assert "dm2_fast.acquire" in loaded
-    heavy = ("matplotlib", "sklearn", "scipy", "yaml", "torchvision", "jsonargparse", "triton", "threadpoolctl", "tqdm")
-    heavy += ("skactiveml", "baal", "small_text", "tensorboard")
+    heavy = (
+        "matplotlib", "sklearn", "scipy", "yaml", "torchvision", "jsonargparse", "triton", "threadpoolctl", "tqdm",
+        "skactiveml", "baal", "small_text", "tensorboard",
+    )  # fmt: skip
     assert [name for name in loaded if name.partition(".")[0] in heavy] == []
     assert {part_named(name) for name in loaded} - {None} <= {*CORE} - {"kernels"}
 

@@ -36,8 +36,8 @@ with extras.needed("baal", "dm2_fast.adapters.baal"):
 class Acquisition(AbstractHeuristic):  # type: ignore[misc]  # of a package without types
     """A heuristic of baal that chooses with a strategy of ours; of equal scores, a draw decides.
 
-    `ActiveLearningLoop(dataset, acquisition.inputs, acquisition, query_size)` gives it the model and the pool. Of a model
-    whose dropout baal keeps on, the plain one runs, with dropout as the strategy wants it. In place of
+    `ActiveLearningLoop(dataset, acquisition.inputs, acquisition, query_size)` gives it the model and the pool. Of a
+    model whose dropout baal keeps on, the plain one runs, with dropout as the strategy wants it. In place of
     `acquisition.inputs`, the predictions of baal's ModelWrapper serve strategies that need no more.
 
     Args:

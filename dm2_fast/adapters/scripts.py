@@ -1,4 +1,4 @@
-"""A choice as active-learning scripts ask for it: an object with `query(n)` and `select(budget)`, or modAL's function."""
+"""A choice as scripts ask for it: an object with `query(n)` and `select(budget)`, or a function for modAL."""
 
 from typing import Any
 

@@ -94,9 +94,7 @@ class TensorBoard:
             if self._writer is not None:
                 self._writer.close()
             self._folder = event.folder
-            self._writer = SummaryWriter(  # type: ignore[no-untyped-call]
-                str(event.folder / "tensorboard"), purge_step=0
-            )
+            self._writer = SummaryWriter(str(event.folder / "tensorboard"), purge_step=0)
         for name, value in event.metrics.items():
             self._writer.add_scalar(name, value, event.labelled)
         for stage, seconds in event.seconds.items():

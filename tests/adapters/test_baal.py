@@ -1,4 +1,4 @@
-"""The heuristic in baal: its own loop on the digits, its wrappers and pool limits, and mixed samples for its heuristics."""
+"""The heuristic in baal: its own loop on the digits, its wrappers and pool limits; mixed samples for its heuristics."""
 
 import copy
 

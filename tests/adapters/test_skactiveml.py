@@ -352,7 +352,7 @@ def seed_of(strategy, x, y) -> int:
 
 
 def test_a_classifier_that_always_gives_features() -> None:
-    class Both(SklearnClassifier):
+    class Both(SklearnClassifier):  # type: ignore[misc]  # of a package without types
         def predict_proba(self, x):
             return super().predict_proba(x), x[:, :2]
 

@@ -1,4 +1,4 @@
-"""The query strategy in small-text: its own loop on the digits' features, sparse texts, and its convolutional network."""
+"""The query strategy in small-text: its own loop on the digits, sparse texts, and its convolutional network."""
 
 import numpy as np
 import pytest
@@ -61,7 +61,7 @@ def words(n: int) -> tuple[list[str], np.ndarray]:
     rng = np.random.default_rng(0)
     topics = ["cat dog fur paw tail", "rain wind cloud storm sun", "bread salt oil wine rice"]
     y = np.arange(n) % 3
-    texts = [" ".join(rng.choice(topics[label].split() + ["the", "of", "and"], 6)) for label in y]
+    texts = [" ".join(rng.choice([*topics[label].split(), "the", "of", "and"], 6)) for label in y]
     return texts, y
 
 

@@ -20,7 +20,7 @@ def told(folder: Path, events: list[dm2_fast.RoundEvent], **others) -> dm2_fast.
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dm2_fast.RoundEvent]]:
-    folder, events = tmp_path_factory.mktemp("reference") / "run", []
+    folder, events = tmp_path_factory.mktemp("reference") / "run", list[dm2_fast.RoundEvent]()
     told(folder, events)
     return folder, events
 
@@ -100,7 +100,7 @@ def test_without_scores(tmp_path: Path) -> None:
 
 def test_a_callback_is_a_function(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="callbacks must be functions of a RoundEvent, got 'wandb'"):
-        dm2_fast.run(replace(CONFIG, output=tmp_path / "run"), callbacks=["wandb"])
+        dm2_fast.run(replace(CONFIG, output=tmp_path / "run"), callbacks=["wandb"])  # type: ignore[list-item]
     assert not (tmp_path / "run").exists()
 
 
