@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from dm2_fast import plugins, strategies
 from dm2_fast.experiment import models
 from dm2_fast.experiment.data import npz, sets
+from dm2_fast.operations.arguments import meant
 from dm2_fast.round import Ties
 from dm2_fast.strategy import AdversarialTraining
 
@@ -259,7 +260,7 @@ def _missing(config: Any, recipe: dict[str, Any]) -> dict[str, Any]:
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...], own: str = "") -> None:
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}{own}, got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(choices)}{own}, got {value!r}{meant(value, choices)}")
 
 
 def _check_least(name: str, value: int | None, least: int) -> None:

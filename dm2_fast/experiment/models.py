@@ -4,6 +4,7 @@ from torch import Tensor, nn, zeros
 
 from dm2_fast import extras, plugins
 from dm2_fast.model.head import evaluating, model_device
+from dm2_fast.operations.arguments import meant
 
 NAMES = ("cnn", "mobilenet", "resnet18", "resnet34", "vgg16")
 
@@ -47,7 +48,9 @@ def build(name: str, channels: int, size: tuple[int, int], classes: int) -> nn.M
         return Network(_resnet(name, channels), 512, classes)
     if name == "vgg16":
         return Network(_vgg16(channels), 512, classes)
-    raise ValueError(f"model must be one of {', '.join(NAMES)} or package.module:function, got {name!r}")
+    raise ValueError(
+        f"model must be one of {', '.join(NAMES)} or package.module:function, got {name!r}{meant(name, NAMES)}"
+    )
 
 
 def _checked(model: nn.Module, name: str, channels: int, size: tuple[int, int], classes: int) -> nn.Module:
