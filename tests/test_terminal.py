@@ -7,7 +7,7 @@ from dm2_fast.terminal import Printer
 TABLE = [
     "| strategy | labelled | accuracy (%) | selection (s) |",
     "| -------- | -------- | ------------ | ------------- |",
-    "| random   | 22       | 8.75 ± 1.77  |               |",
+    "| random   |          | 8.75 ± 1.77  |               |",
     "| dm2      | 22       | 23.75 ± 8.84 | 0.4           |",
 ]
 ROUNDS = ["round  labelled  accuracy  under FGSM", "    0        12    17.50%      15.00%"]
@@ -42,8 +42,8 @@ def test_a_table_that_does_not_fit_is_told_row_by_row(
         "round 0, labelled 12, accuracy",
         "  17.50%, under FGSM 15.00%",
         "",
-        "strategy random, labelled 22,",
-        "  accuracy (%) 8.75 ± 1.77",
+        "strategy random, accuracy (%)",
+        "  8.75 ± 1.77",
         "strategy dm2, labelled 22,",
         "  accuracy (%) 23.75 ± 8.84,",
         "  selection (s) 0.4",
