@@ -168,7 +168,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 # Where a run happens is not part of what it is.
 # Options that came later: with these values, a run is what it was before there were any.
-_LATER = {"ties": "lower", "space": "input", "recall": None}
+_LATER = {"ties": "lower", "space": "input", "recall": None, "batch": "highest"}
 
 _NOT_IDENTITY = ("data_dir", "download", "device", "threads", "output")
 
@@ -241,7 +241,7 @@ def identity(config: RunConfig | dict[str, Any]) -> dict[str, Any]:
     if digest is not None:  # the file may move, its content may not change
         values["dataset"] = f"{Path(values['dataset']).name} ({digest[:12]})"
     values = {name: _but_later(value) if isinstance(value, dict) else value for name, value in values.items()}
-    return {name: value for name, value in _but_later(values).items() if name not in _NOT_IDENTITY}
+    return {name: value for name, value in _but_later(values).items() if name not in _NOT_IDENTITY and value != {}}
 
 
 def _but_later(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,19 +1,17 @@
 """Alpha-Mix: diverse samples whose prediction flips when labelled features are mixed in (Parvaneh et al. 2022)."""
 
 import math
-import warnings
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dm2_fast import draws, extras
+from dm2_fast import draws
 from dm2_fast.operations.arguments import number, whole
 from dm2_fast.round import Picked, Round
+from dm2_fast.strategies.clusters import nearest_to_centres
 from dm2_fast.strategy import FEATURES, LABELLED, Strategy
-from dm2_fast.threads import clustering
 
 _BLOCK = 1 << 20  # elements of the features that are in float64 at once
 
@@ -61,7 +59,10 @@ def choose(round: Round, budget: int, options: AlphaMixConfig) -> Picked:
         order = torch.from_numpy(draws.uniform(round.seed, round.round, round.ids, "clusters"))
         seed = int(draws.generator(round.seed, round.round, "clusters").integers(2**32))
         sample = order[candidates].argsort(stable=True)[: 3 * budget]
-        picks = candidates[_nearest_to_centres(features[candidates], sample, budget, options.iterations, seed)]
+        nearest = nearest_to_centres(
+            features[candidates], budget, seed, "strategy alpha-mix", sample=sample, iterations=options.iterations
+        )
+        picks = candidates[nearest]
         order[candidates] -= 1
         order[picks] = torch.inf
         fill = order.argsort(stable=True)[: budget - len(picks)]
@@ -124,26 +125,6 @@ def _candidates(caps: Tensor, budget: int, step: float) -> Tensor:
     needed = caps.kthvalue(budget + 1).values if budget < len(caps) else torch.inf
     enough = limits[limits > needed]
     return torch.nonzero(caps < (enough if len(enough) else limits[-1:])[0])[:, 0]
-
-
-def _nearest_to_centres(features: Tensor, sample: Tensor, budget: int, iterations: int, seed: int) -> Tensor:
-    """The row of each of budget k-means clusters that is nearest to its centre, ties to the lower row."""
-    with extras.needed("strategies", "strategy alpha-mix"):
-        from sklearn.cluster import KMeans, kmeans_plusplus
-        from sklearn.exceptions import ConvergenceWarning
-
-    n = len(features)
-    if n <= budget:
-        return torch.arange(n)
-    x = F.normalize(features.float()).cpu().numpy()
-    with clustering(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than clusters
-        centres, _ = kmeans_plusplus(x[sample.numpy()], budget, random_state=seed)
-        means = KMeans(budget, init=centres, n_init=1, max_iter=iterations).fit(x)
-    x -= means.cluster_centers_[means.labels_]
-    distances = np.square(x, out=x).sum(1)
-    order = np.lexsort((distances, means.labels_))
-    return torch.from_numpy(order[np.unique(means.labels_[order], return_index=True)[1]])
 
 
 STRATEGY = Strategy("alpha-mix", choose, AlphaMixConfig, passes=(FEATURES, LABELLED))
