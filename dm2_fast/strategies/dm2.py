@@ -39,8 +39,8 @@ class DM2Config:
         space: What is mixed: the input of the model, or features = the input of its head, Eq. 7 on f in place of x;
             only the head runs on the mixtures, and anything that has features can be mixed.
         recall: None for exact neighbours; or for large pools on a CPU, the recall in (0, 1) that approximate ones must
-            have. The rows that score highest, five times those a batch is chosen from, then get their exact neighbours and score, since
-            what is chosen depends on these alone. `Picked.audit` says what was reached.
+            have. The rows that score highest, five times as many as the choice looks at, then get their exact
+            neighbours and score, since what is chosen depends on these alone. `Picked.audit` says what was reached.
         batch: The highest scores, Eq. 11; or, both ours, kmeans = the rows nearest to the centres of a k-means over ten
             times as many, spread = the highest scores without the k neighbours of what is chosen already.
     """
@@ -111,7 +111,9 @@ def choose(round: Round, budget: int, options: DM2Config) -> Picked:
     with round.stage("mixed"):
         mixture = mixture_now()
         scores = round.once(
-            "mixed", replace(options, offset=0, batch="highest"), lambda: forward.mixed_uncertainty(mixture, options.score)
+            "mixed",
+            replace(options, offset=0, batch="highest"),
+            lambda: forward.mixed_uncertainty(mixture, options.score),
         )
     audit = index.audit if index else None
     if index and audit and audit.path == "approximate":

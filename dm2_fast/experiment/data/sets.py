@@ -25,6 +25,7 @@ class Data:
         classes: Names of the classes.
         normalize: (mean, std) per channel in units of the [0, 1] pixel range.
         ids: What the training images are called; None for their numbers only.
+        own_features: Features of the training images that do not come from the model, (n, d); None for none.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Data:
     classes: tuple[str, ...]
     normalize: Normalize
     ids: tuple[str, ...] | None = None
+    own_features: Tensor | None = None
 
 
 # torchvision's class, what it reads below the root, and the pixel statistics usual for the training images.
