@@ -12,7 +12,7 @@ from dm2_fast import draws, extras, plugins, strategies
 from dm2_fast.acquire import select_from
 from dm2_fast.experiment import models
 from dm2_fast.experiment.config import RunConfig, resolve
-from dm2_fast.experiment.data.features import read_features
+from dm2_fast.experiment.data.own_features import read_features
 from dm2_fast.experiment.data.sets import Data, load
 from dm2_fast.experiment.folder.checkpoint import TrainingFile
 from dm2_fast.experiment.folder.files import replacing
