@@ -116,7 +116,7 @@ def draw_ranks(file: Path, methods: Sequence[str], found: Ranks, settings: int, 
 
     order = np.argsort(found.mean, kind="stable")
     mean = found.mean[order]
-    groups = []
+    groups: list[tuple[int, int]] = []
     for i in range(len(mean)):
         j = int(np.flatnonzero(mean - mean[i] < found.critical)[-1])
         if j > i and (not groups or j > groups[-1][1]):

@@ -59,7 +59,8 @@ def interval(differences: Numbers, level: float = 0.95) -> Interval:
 def _signs(n: int, seed: int) -> NDArray[np.float64]:
     """Every choice of n signs, (2^n, n); with more than `EXACT` pairs, `DRAWN` of them at random."""
     if n <= EXACT:
-        return 1.0 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
+        bits = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
+        return 1.0 - 2.0 * bits.astype(np.float64)
     return np.random.default_rng(seed).choice((-1.0, 1.0), (DRAWN, n))
 
 

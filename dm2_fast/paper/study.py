@@ -4,12 +4,12 @@ import hashlib
 import signal
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -224,10 +224,11 @@ def _trial(protocol: Protocol, config: StudyConfig, cell: str, method: str) -> f
     return full.seconds_of(values, options, config.data_dir, config.device)
 
 
-def _one_thread(threads: int | None):  # type: ignore[no-untyped-def]
+def _one_thread(threads: int | None) -> AbstractContextManager[object]:
     from threadpoolctl import threadpool_limits
 
-    return threadpool_limits(threads)
+    limits: AbstractContextManager[object] = threadpool_limits(threads)
+    return limits
 
 
 def _number(key: tuple[str, str, int]) -> int:
@@ -238,7 +239,7 @@ def _stamp(folder: Path) -> list[tuple[str, int]]:
     return sorted((file.name, file.stat().st_mtime_ns) for file in folder.glob("*.csv.gz"))
 
 
-def _origin() -> dict[str, str]:
+def _origin() -> dict[str, Any]:
     computer, installed = machine(torch.device("cpu"))
     versions, commit, date = installed.rsplit(", ", 2)
     return {"machine": computer, "versions": versions, "commit": commit.removeprefix("commit "), "date": date}

@@ -105,7 +105,14 @@ def test_prob_cover_takes_features_of_ones_own() -> None:
     assert not torch.equal(by_own, select_from(make_round(), 5, "prob-cover").indices)
 
 
-@pytest.mark.parametrize(("name", "layers"), [("cnn", 3), ("mobilenet", 14), ("resnet18", 9), ("vgg16", 6)])
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("cnn", 3),
+        ("mobilenet", 14),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("resnet18", 9), ("vgg16", 6))),
+    ],
+)
 def test_dropout_in_every_block_changes_no_weight_and_nothing_without_dropout(name: str, layers: int) -> None:
     def built(dropout: models.Dropout) -> nn.Module:
         torch.manual_seed(0)
