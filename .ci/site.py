@@ -56,7 +56,7 @@ def _definitions() -> str:
         own = vars(module).get("choose")
         chooses = inspect.getdoc(own).partition("\nRaises:")[0] if own else ""
         lines += ["", f"### {strategy.name}", "", spaced(inspect.getdoc(module)), "", spaced(chooses), ""]
-        if options is not None and options.__module__ == module.__name__:
+        if options is not None and own is not None:
             defaults = {item.name: item.default for item in fields(options)}
             for option in docstring_parser.parse(options.__doc__).params:
                 told = " ".join(option.description.split())

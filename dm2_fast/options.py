@@ -86,7 +86,7 @@ _NAMED: dict[str, tuple[str, tuple[str, ...]]] = {
     "normalize": ("MEAN/STD", ()),
 }
 _OF_SELECT = {"model": ("MODULE:FUNCTION", ())}
-_POSITIONAL = {"folders": "FOLDER", "table": "table4"}
+_POSITIONAL = {"folders": "FOLDER", "table": "table4", "study": "STUDY"}
 
 
 def option_groups(given: Sequence[str]) -> dict[str, type]:
@@ -124,7 +124,8 @@ def parser(command: str, description: str, configs: Iterable[type], groups: dict
 
     Its `error` raises a ValueError of one line.
     """
-    takes = {"report": "FOLDER... ", "bench": "table4 "}.get(command, "")
+    takes = {"report": "FOLDER... ", "bench": "table4 ", "bench study": "STUDY "}.get(command, "")
+    command = command.partition(" ")[0]
     made = _Parser(
         prog=f"dm2-fast {command}",
         description=description,
