@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dm2_fast.operations import backends, cpp
+from dm2_fast.operations.arguments import number, whole
+from dm2_fast.operations.arrays import as_integers
 from dm2_fast.operations.audit import LOOKS, Audit, lower_bound, recall_of
 from dm2_fast.operations.knn import Metric, UnitRows, check_k, check_match, knn, matrix, weights
 from dm2_fast.progress import tqdm, write
@@ -55,10 +57,12 @@ class Neighbours:
         num_threads: int | None = None,
         progress: bool = False,
     ) -> None:
-        if recall is not None and not 0 < recall < 1:
-            raise ValueError(f"recall must be between 0 and 1, or None for exact neighbours, got {recall}")
+        if recall is not None:
+            recall = number(
+                "recall", recall, "between 0 and 1, or None for exact neighbours", lambda value: 0 < value < 1
+            )
         self.metric: Metric = metric
-        self.recall, self.seed = recall, seed
+        self.recall, self.seed = recall, whole("seed", seed)
         self.audit: Audit | None = None
         self._progress = progress
         data = matrix(x, "x")
@@ -117,6 +121,7 @@ class Neighbours:
     def of(self, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Find the exact k nearest other rows of some of the rows, given by their numbers (n,) int64."""
         k = check_k(k, self._left - 1, self._left)
+        rows = self._numbers(rows)
         if not self._native:
             distances, indices = knn(self._remaining(), k, self.metric, **self._options)
             return distances[rows], indices[rows]
@@ -128,12 +133,8 @@ class Neighbours:
 
         Specifically, its graph is one of `x[keep]` with `keep` all True but for `keep[rows] = False`.
         """
-        gone = torch.as_tensor(rows)
-        where = torch.nonzero(self._ids >= 0)[:, 0]
-        if len(gone) and not (int(gone.min()) >= 0 and int(gone.max()) < self._left):
-            raise ValueError(f"rows must be in [0, {self._left - 1}], got {int(gone.min())} to {int(gone.max())}")
         keep = self._ids >= 0
-        keep[where[gone]] = False
+        keep[torch.nonzero(keep)[:, 0][self._numbers(rows)]] = False
         if not keep.any():
             raise ValueError("rows must leave at least one row, got all of them")
         other = object.__new__(Neighbours)
@@ -143,6 +144,15 @@ class Neighbours:
         if self._graph is not None:
             other._graph = type(self._graph)(self._graph, other._ids.numpy())
         return other
+
+    def _numbers(self, rows: Any) -> Tensor:
+        """Numbers of rows that are left, (n,) int64 on the CPU."""
+        numbers = as_integers(rows, "rows").cpu()
+        if numbers.ndim != 1:
+            raise ValueError(f"rows must be 1-D, got shape {tuple(numbers.shape)}")
+        if len(numbers) and not (int(numbers.min()) >= 0 and int(numbers.max()) < self._left):
+            raise ValueError(f"rows must be in [0, {self._left - 1}], got {int(numbers.min())} to {int(numbers.max())}")
+        return numbers
 
     def _remaining(self) -> Tensor:
         keep = self._ids >= 0

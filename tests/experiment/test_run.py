@@ -226,11 +226,6 @@ def test_threads_are_given_back(tmp_path: Path) -> None:
         ({"rounds": -1}, "rounds must be at least 0, got -1"),
         ({"threads": 0}, "threads must be at least 1, got 0"),
         ({"eval_epsilon": -0.1}, r"eval_epsilon must be in \[0, 1\], got -0.1"),
-        ({"training": TrainingConfig(epochs=0)}, "epochs must be at least 1, got 0"),
-        ({"training": TrainingConfig(lr=0.0)}, "lr must be positive and finite, got 0.0"),
-        ({"training": TrainingConfig(weight_decay=-1.0)}, "weight_decay must be at least 0 and finite, got -1.0"),
-        ({"training": TrainingConfig(optimizer="lamb")}, "optimizer must be one of sgd, adam, got 'lamb'"),
-        ({"training": TrainingConfig(augment="cutout")}, "augment must be one of none, flip-crop, got 'cutout'"),
         ({"pool": 31}, r"pool must hold initial \+ rounds \* budget = 20 \+ 2 \* 6 samples, got 31"),
         ({"pool": 2000}, "pool must be at most 1437 for this data set, got 2000"),
         ({"test": 361}, "test must be at most 360 for this data set, got 361"),
@@ -256,6 +251,22 @@ def test_wrong_options_of_a_run_are_named_before_any_work(options: dict, message
 def test_wrong_adversarial_options_are_named_at_the_door(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AdversarialConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"epochs": 2.0}, "epochs must be a whole number, got 2.0"),
+        ({"lr": 0.0}, "lr must be positive and finite, got 0.0"),
+        ({"weight_decay": -1.0}, "weight_decay must be at least 0 and finite, got -1.0"),
+        ({"optimizer": "lamb"}, "optimizer must be one of sgd, adam, got 'lamb'"),
+        ({"augment": "cutout"}, "augment must be one of none, flip-crop, got 'cutout'"),
+    ],
+)
+def test_wrong_training_options_are_named_at_the_door(options: dict, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        TrainingConfig(**options)
 
 
 def test_config_yaml_holds_the_resolved_configuration(tmp_path: Path) -> None:
