@@ -12,6 +12,7 @@ import dm2_fast
 from dm2_fast import DM2Config, Round, draws, select, select_from, strategies
 from dm2_fast.model.head import find_head
 from dm2_fast.model.passes import ForwardPass
+from dm2_fast.operations.mix import recipe
 
 
 class Net(nn.Module):
@@ -217,6 +218,19 @@ def test_draws_follow_the_row_and_the_round(model: Net, pool: Tensor) -> None:
     assert torch.equal(scores(1, 2, torch.arange(1000, 1045)), first)
     for other in ((1, 3, ids), (2, 2, ids), (1, 2, None)):
         assert not torch.equal(scores(*other), first)
+
+
+@pytest.mark.parametrize("config", [DM2Config(mix="random", k=5), DM2Config(lam="beta", k=5)])
+def test_dm2_s_draws_are_those_of_its_round(model: Net, pool: Tensor, config: DM2Config) -> None:
+    ids = np.arange(45) + 1000
+    for round in (0, 3):
+        picked = select(model, pool, 5, options=config, seed=1, round=round, row_ids=ids)
+        assert picked.mixture is not None
+        wanted = recipe(
+            picked.distances, picked.neighbours, config.mix, config.lam, config.alpha, seed=1, round=round, row_ids=ids
+        )
+        assert torch.equal(torch.as_tensor(picked.mixture.lam), torch.as_tensor(wanted.lam))
+        assert torch.equal(picked.mixture.indices, wanted.indices)
 
 
 def test_offset_skips_the_highest_scores(model: Net, pool: Tensor) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,7 @@ class Neighbours:
         self._left = len(data)
         self._index: Any = None
         self._graph: Any = None
+        self._turn = RLock()  # of the threads that prepare the rows or extend the graph
         self._steps = self._ranks = self._slots = 0  # taken; cells that each row has met; rows in its list
 
     def __len__(self) -> int:
@@ -102,7 +104,8 @@ class Neighbours:
             return self._exact(k, f"below {_LEAST_ROWS} rows the exact search costs no more")
         if k > _MOST_NEIGHBOURS:
             return self._exact(k, f"for more than {_MOST_NEIGHBOURS} neighbours the exact search costs no more")
-        return self._approximate(k)
+        with self._turn:
+            return self._approximate(k)
 
     def query(self, queries: Tensor | NDArray[Any], k: int) -> tuple[Tensor, Tensor]:
         """Find the exact k nearest rows of each query: `knn(x, k, queries=queries)`, without preparing the rows again.
@@ -138,11 +141,12 @@ class Neighbours:
         if not keep.any():
             raise ValueError("rows must leave at least one row, got all of them")
         other = object.__new__(Neighbours)
-        other.__dict__.update(self.__dict__)
-        other._ids = torch.where(keep, keep.cumsum(0) - 1, -1)
-        other._left, other.audit = int(keep.sum()), None
-        if self._graph is not None:
-            other._graph = type(self._graph)(self._graph, other._ids.numpy())
+        with self._turn:
+            other.__dict__.update(self.__dict__)
+            other._ids = torch.where(keep, keep.cumsum(0) - 1, -1)
+            other._left, other.audit = int(keep.sum()), None
+            if self._graph is not None:
+                other._graph = type(self._graph)(self._graph, other._ids.numpy())
         return other
 
     def _numbers(self, rows: Any) -> Tensor:
@@ -166,12 +170,13 @@ class Neighbours:
 
     def _prepared(self) -> Any:
         """The index of csrc/index.hpp."""
-        if self._index is None:
-            kind, _ = cpp.prepared(self._rows.scale.dtype)
-            rows = cpp.array(self._rows.data), self._rows.scale.numpy(), np.arange(len(self._ids))
-            with self._bar("prepare") as report:
-                self._index = kind(*rows, *self._weights, num_threads=self._threads, report=report)
-        return self._index
+        with self._turn:
+            if self._index is None:
+                kind, _ = cpp.prepared(self._rows.scale.dtype)
+                rows = cpp.array(self._rows.data), self._rows.scale.numpy(), np.arange(len(self._ids))
+                with self._bar("prepare") as report:
+                    self._index = kind(*rows, *self._weights, num_threads=self._threads, report=report)
+            return self._index
 
     def _search(self, asked: UnitRows, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
         distances = torch.full((len(asked), k), torch.inf, dtype=asked.scale.dtype)
