@@ -178,7 +178,7 @@ def test_epsilon_is_searched_on_a_held_out_tenth_of_the_labelled_set(
     labelled = data.x[torch.cat(result.chosen[:2])]
     for x, others in zip(asked[:4], trained_on[1:5], strict=True):
         assert torch.equal(x, asked[0])
-        assert len(x) == 1  # a tenth of 20
+        assert len(x) == 2  # a tenth of 20
         held_out_and_rest = [sample.numpy().tobytes() for sample in torch.cat([x, others])]
         assert sorted(held_out_and_rest) == sorted(sample.numpy().tobytes() for sample in labelled)
 
