@@ -1,4 +1,3 @@
-import csv
 import io
 import os
 import pickle
@@ -21,30 +20,7 @@ from dm2_fast.experiment.config import resolve
 from dm2_fast.experiment.folder import checkpoint
 from dm2_fast.experiment.folder.run_folder import RunFolder
 
-CONFIG = interrupted.CONFIG
-
-
-def without_seconds(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {key: without_seconds(value) for key, value in content.items() if not str(key).startswith("seconds")}
-    if isinstance(content, list):
-        return [without_seconds(value) for value in content]
-    return content.tolist() if isinstance(content, torch.Tensor) else content
-
-
-def contents(folder: Path) -> dict[str, Any]:
-    """Every file of a run, timings aside."""
-    found: dict[str, Any] = {}
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = str(file.relative_to(folder))
-        if name == "rounds.csv":
-            with file.open() as lines:
-                found[name] = [without_seconds(line) for line in csv.DictReader(lines)]
-        elif name.startswith("checkpoints"):
-            found[name] = without_seconds(checkpoint.read(file))
-        else:
-            found[name] = file.read_bytes()
-    return found
+CONFIG, contents = interrupted.CONFIG, interrupted.contents
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ REFUSALS = (ValueError, TypeError, RuntimeError)
 # Words of the machinery beneath, which an error must not end in.
 INTERNAL = re.compile(
     r"0x[0-9a-f]{6}|tensor\(|array\(|dtype=|Traceback|NoneType|incompatible function arguments|_C\.|numpy\.ndarray|"
-    r"object has no attribute|unsupported operand|not supported between|object of type|positional argument|"
+    r"object has no attribute|is not iterable|unhashable|not subscriptable|is not callable|"
+    r"unsupported operand|not supported between|object of type|positional argument|"
     r"INTERNAL ASSERT|aten::|Proxy|\n",
 )
 
