@@ -343,5 +343,5 @@ call()
 @pytest.mark.slow
 @pytest.mark.parametrize("call", ["pairwise", "lower_to_nearest"])
 def test_ctrl_c_ends_what_takes_minutes(call):
-    run = subprocess.run([sys.executable, "-c", LONG, call], capture_output=True, text=True, timeout=60, check=False)
+    run = subprocess.run([sys.executable, "-c", LONG, call], capture_output=True, text=True, check=False)
     assert run.stderr.strip().endswith("KeyboardInterrupt")
