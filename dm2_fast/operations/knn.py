@@ -121,9 +121,10 @@ class UnitRows:
 def _norms(rows: Tensor) -> Tensor:
     """The L2 norms of rows, in double: within 3 eps of it for float64, which vector_norm misses by d / 32 for alike
     entries since it adds one after another; for float32 that is enough."""
-    if rows.dtype != torch.float64:
-        return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-    return rows.square().sum(1).sqrt()
+    if rows.dtype == torch.float64:
+        return rows.square().sum(1).sqrt()
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    return norms
 
 
 def _power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:

@@ -10,14 +10,9 @@ import dm2_fast
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    ("name", "cases"),
-    [
-        ("engine", 600),
-        pytest.param("calls", 1500, marks=pytest.mark.release),  # it has findings that are still to be mended
-        ("threads", 8),
-        pytest.param("files", 60, marks=pytest.mark.release),  # likewise
-    ],
+    ("name", "cases"), [("engine", 600), ("calls", 1500), ("threads", 8), ("files", 60), ("kills", 4)]
 )
 def test_cases_of_seeds_that_are_known(name: str, cases: int) -> None:
     count, findings = run(name, 0, cases, None)
