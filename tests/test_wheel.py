@@ -12,7 +12,7 @@ import pytest
 
 from dm2_fast import __version__
 
-pytestmark = [pytest.mark.slow, pytest.mark.release, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.release, pytest.mark.timeout(3600)]
 ROOT = Path(__file__).parent.parent
 BUILD_SDIST = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
 
