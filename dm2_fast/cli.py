@@ -14,7 +14,7 @@ from dm2_fast.extras import MissingExtra
 COMMANDS = {
     "run": "Run active learning on a data set and write a folder of results.",
     "select": "Choose the next samples to label from files of your own.",
-    "bench": "Time one acquisition of every method: the table that the paper calls 4.",
+    "bench": "Run a study (probe, table1, table2, table3, table5, figure1, figure4), or time every method (table4).",
     "report": "Compare runs: a table and a plot of mean and standard deviation.",
     "info": "Say what is installed, which devices, backends and data sets there are.",
 }
@@ -40,9 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
-            from dm2_fast import commands
+            if given == ["info"]:  # what is missing can be asked without what options need
+                from dm2_fast.info import InfoConfig, write_info
+                from dm2_fast.terminal import Printer
 
-            commands.carry_out(command, COMMANDS[command], rest)
+                write_info(InfoConfig(), Printer())
+            else:
+                from dm2_fast import commands
+
+                commands.carry_out(command, COMMANDS[command], rest)
     except RuntimeError as error:
         from dm2_fast.plugins import UsersError
 

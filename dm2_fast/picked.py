@@ -1,6 +1,6 @@
 """What an acquisition returns (`Picked`), and the checks of what goes in and comes out."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,7 +46,8 @@ class Picked:
         parts = [f"{count(len(chosen), 'row')}: {', '.join(map(str, chosen[:5]))}{', ...' * (len(chosen) > 5)}"]
         if self.scores is not None and chosen:
             first, last = (self.scores[row].item() for row in (chosen[0], chosen[-1]))
-            parts.append(f"scores {first:.3g} to {last:.3g} of {len(self.scores)}")
+            of = f"score {first:.3g}" if len(chosen) == 1 else f"scores {first:.3g} to {last:.3g}"
+            parts.append(f"{of} of {len(self.scores)}")
         if self.seconds:
             parts.append(f"{sum(self.seconds.values()):.2g} s")
         return f"Picked({'; '.join(parts)})"
@@ -81,13 +82,19 @@ def check_names(names: Sequence[Any] | None, m: int) -> Sequence[Any] | None:
     """names, if they are one for each of m rows and all different."""
     if names is None:
         return None
-    listed = names.tolist() if isinstance(names, (Tensor, np.ndarray)) else list(names)
+    if isinstance(names, (Tensor, np.ndarray)) and names.ndim == 1:
+        names = names.tolist()
+    if not isinstance(names, Iterable) or isinstance(names, (str, bytes, Tensor, np.ndarray)):
+        raise TypeError(f"ids must be one name after the other, got {shown(names)}")
+    listed = list(names)
     if len(listed) != m:
         raise ValueError(f"ids must name each of the {m} rows, got {len(listed)}")
     rows: dict[Any, int] = {}
     for row, name in enumerate(listed):
+        if not isinstance(name, Hashable):
+            raise TypeError(f"ids must be texts or numbers, got {shown(name)} for row {row}")
         if rows.setdefault(name, row) != row:
-            raise ValueError(f"ids must all be different, got {name!r} for row {rows[name]} and row {row}")
+            raise ValueError(f"ids must all be different, got {shown(name)} for row {rows[name]} and row {row}")
     return listed
 
 

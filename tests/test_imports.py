@@ -25,7 +25,7 @@ ORDER = (
     "__main__", "cli", "commands", "options", "info", "paper", "selecting", "experiment", "adapters", "ops", "dm2_fast",
     "acquire",
     "strategies", "plugins", "strategy", "adversarial", "round", "picked", "traps", "model", "operations", "threads",
-    "draws", "extras", "progress", "words", "kernels", "_C",
+    "draws", "terminal", "extras", "progress", "words", "kernels", "_C",
 )  # fmt: skip
 CORE = ORDER[ORDER.index("dm2_fast") :]
 EXTRAS = ("run", "strategies", "triton", "skactiveml", "baal", "small-text", "tensorboard")

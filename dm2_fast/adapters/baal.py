@@ -143,12 +143,12 @@ def mixed_probabilities(
         A function that makes blocks (n, C, iterations) of a pool, one after the other.
 
     Raises:
-        ValueError: options has one of score, offset, space and recall.
+        ValueError: options has one of score, offset, space, recall and batch.
     """
     options = options or DM2Config()
     used = DM2Config(options.metric, options.k, options.mix, options.lam, options.alpha)
     if options != used:
-        raise ValueError("score, offset, space and recall are not for mixed_probabilities: leave them out of options")
+        raise ValueError("score, offset, space, recall and batch are not for mixed_probabilities: leave them out of options")
 
     def probabilities(pool: Dataset[Any]) -> Iterator[NDArray[Any]]:
         network = as_module(getattr(model, "model", model) if not isinstance(model, nn.Module) else model)

@@ -182,7 +182,7 @@ class Badge(_QueryStrategy):
 
 
 class UncertainGCN(_QueryStrategy):
-    """Choose the samples that a graph network can tell from the labelled ones least; lam and margin are its options."""
+    """Choose the samples that a graph network can tell from the labelled ones least, by the options of `UncertainGCNConfig`."""
 
     _strategy, _reads_clf = "uncertain-gcn", False
 
@@ -190,6 +190,7 @@ class UncertainGCN(_QueryStrategy):
         self,
         lam: float = 1.2,
         margin: float = 0.1,
+        batch: str = "highest",
         clf_embedding_flag_name: str | dict[str, Any] | None = None,
         missing_label: Any = MISSING_LABEL,
         random_state: Any = None,
@@ -197,28 +198,31 @@ class UncertainGCN(_QueryStrategy):
         super().__init__(clf_embedding_flag_name, missing_label, random_state)
         self.lam = lam
         self.margin = margin
+        self.batch = batch
 
     def _options(self) -> UncertainGCNConfig:
-        return UncertainGCNConfig(self.lam, self.margin)
+        return UncertainGCNConfig(self.lam, self.margin, self.batch)  # type: ignore[arg-type]  # which it checks
 
 
 class CoreGCN(_QueryStrategy):
-    """Choose like CoreSet, by the hidden features of a graph network; lam is its option."""
+    """Choose like CoreSet, by the features of a graph network, with the options of `CoreGCNConfig`."""
 
     _strategy, _reads_clf = "core-gcn", False
 
     def __init__(
         self,
         lam: float = 1.2,
+        nodes: str = "hidden",
         clf_embedding_flag_name: str | dict[str, Any] | None = None,
         missing_label: Any = MISSING_LABEL,
         random_state: Any = None,
     ) -> None:
         super().__init__(clf_embedding_flag_name, missing_label, random_state)
         self.lam = lam
+        self.nodes = nodes
 
     def _options(self) -> CoreGCNConfig:
-        return CoreGCNConfig(self.lam)
+        return CoreGCNConfig(self.lam, self.nodes)  # type: ignore[arg-type]  # which it checks
 
 
 class ProbCover(_QueryStrategy):
@@ -265,6 +269,7 @@ class DM2(_QueryStrategy):
         score: str = "least-confidence",
         offset: int = 0,
         recall: float | None = None,
+        batch: str = "highest",
         clf_embedding_flag_name: str | dict[str, Any] | None = None,
         missing_label: Any = MISSING_LABEL,
         random_state: Any = None,
@@ -278,7 +283,8 @@ class DM2(_QueryStrategy):
         self.score = score
         self.offset = offset
         self.recall = recall
+        self.batch = batch
 
     def _options(self) -> DM2Config:
-        names = ("metric", "k", "mix", "lam", "alpha", "score", "offset", "recall")
+        names = ("metric", "k", "mix", "lam", "alpha", "score", "offset", "recall", "batch")
         return DM2Config(**{name: getattr(self, name) for name in names})

@@ -20,7 +20,8 @@ class RoundEvent:
         config: What the run does, as its config.yaml has it.
         round: 0 for the training on the initial labels.
         labelled: Size of the labelled set of this training.
-        metrics: accuracy, accuracy_fgsm and loss on the test set; and epsilon, with adversarial training.
+        metrics: accuracy, accuracy_fgsm and loss on the test set, and the accuracies that were asked for beside these;
+            epsilon, with adversarial training.
         seconds: Wall time of each stage, the selection after this training included.
         rows: Rows of the training set chosen after this training, in order of choice; none after the last.
         scores: The scores that they were chosen by; None where the strategy has none.
@@ -50,6 +51,7 @@ def event_of(config: RunConfig, folder: Path, state: State, data: Data, round: i
     """What is known of a round whose training is over."""
     result, last = state.results[round], round == config.rounds
     metrics = dict(vars(result.evaluation))
+    metrics |= metrics.pop("others")
     if result.epsilon is not None:
         metrics["epsilon"] = result.epsilon
     rows: list[int] = [] if last else state.chosen[round + 1].tolist()

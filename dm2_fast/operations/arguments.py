@@ -1,8 +1,11 @@
 """Numbers and names as callers give them: converted where they are what is wanted, refused in a sentence elsewhere."""
 
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,8 +70,33 @@ def one_of(name: str, value: Any, names: Iterable[str]) -> str:
         ValueError: it is not.
     """
     if not isinstance(value, str) or value not in names:
-        raise ValueError(f"{name} must be one of {', '.join(names)}, got {shown(value)}")
+        raise ValueError(f"{name} must be one of {', '.join(names)}, got {shown(value)}{meant(value, names)}")
     return value
+
+
+def meant(value: Any, names: Iterable[str]) -> str:
+    """ " (did you mean dm2?)" behind an error, where one of the names is spelled nearly like value; else nothing."""
+    near = nearest(value, names)
+    return f" (did you mean {near}?)" if near else ""
+
+
+def nearest(value: Any, names: Iterable[str]) -> str | None:
+    """The name that is spelled most nearly like value; None if none nearly is."""
+    from difflib import get_close_matches  # not loaded where nothing is wrong
+
+    near = get_close_matches(value.lower(), names, 1) if isinstance(value, str) else []
+    return near[0] if near else None
+
+
+def path(name: str, value: Any) -> Path:
+    """value as a path.
+
+    Raises:
+        TypeError: it is neither a text nor a path.
+    """
+    if not isinstance(value, (str, PathLike)) or isinstance(os.fspath(value), bytes):
+        raise TypeError(f"{name} must be a path, got {shown(value)}")
+    return Path(value)
 
 
 def _scalar(value: Any) -> Any:

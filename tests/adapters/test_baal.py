@@ -194,7 +194,7 @@ def test_what_is_wrong_is_said() -> None:
         Acquisition("nothing")
     with pytest.raises(ValueError, match=r"needs the model and the data set: Acquisition\(model=, dataset=\)"):
         Acquisition("dm2").inputs(active().pool)
-    with pytest.raises(ValueError, match="score, offset, space and recall are not for mixed_probabilities"):
+    with pytest.raises(ValueError, match="score, offset, space, recall and batch are not for mixed_probabilities"):
         mixed_probabilities(network(), dm2_fast.DM2Config(offset=3))
     with pytest.raises(ValueError, match="this strategy needs the head"):
         Acquisition("dm2").get_ranks(np.full((4, 2), 0.5))

@@ -69,7 +69,7 @@ def test_parameters_are_stored_as_they_are_and_cloned(kind) -> None:
 def test_the_defaults_are_those_of_the_options(kind, options) -> None:
     assert kind()._options() == options()
     missing = {field.name for field in fields(options)} - set(kind().get_params())
-    assert missing == ({"space"} if kind is ours.DM2 else set())  # samples are mixed as they stand in X
+    assert missing == {"dm2": {"space"}, "prob-cover": {"features"}}.get(kind._strategy, set())  # X is all there is
 
 
 @pytest.mark.parametrize("kind", ALL)

@@ -7,9 +7,15 @@ from pathlib import Path
 
 import interrupted
 import pytest
+import torch
 
 import dm2_fast
 from dm2_fast.cli import main
+from dm2_fast.experiment.config import resolve
+from dm2_fast.experiment.data.sets import load
+from dm2_fast.experiment.events import event_of
+from dm2_fast.experiment.state import RoundResult, State
+from dm2_fast.experiment.training import Evaluation
 
 CONFIG = interrupted.CONFIG
 
@@ -111,3 +117,12 @@ def test_tensorboard_names_its_extra(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert end.value.code == 2
     error = "dm2-fast: error: --tensorboard needs tensorboard: pip install 'dm2_fast[tensorboard]'\n"
     assert capsys.readouterr().err == error
+
+
+def test_further_accuracies_are_among_the_metrics() -> None:
+    others = {"accuracy_pgd": 0.25}
+    result = RoundResult(0, 12, Evaluation(0.5, 0.4, 1.5, others), 0.1, {})
+    state = State([torch.arange(3)], [None], results=[result])
+    event = event_of(resolve(replace(CONFIG, rounds=0)), Path("run"), state, load("digits"), 0, True)
+    assert event.metrics == {"accuracy": 0.5, "accuracy_fgsm": 0.4, "loss": 1.5, "accuracy_pgd": 0.25, "epsilon": 0.1}
+    assert others == {"accuracy_pgd": 0.25}
