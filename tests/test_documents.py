@@ -22,10 +22,11 @@ from dm2_fast import strategies
 # What random samples and an untrained model are warned about.
 TOY = ("ignore:.*rows have the same score", "ignore:.*others at distance 0")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FRONTENDS = sorted((ROOT / "docs" / "frontends").glob("*.md"))  # tests/adapters runs their examples
 README = PAGES[0].read_text()
 
 # Why examples do not run here, and how many: one more is a decision that this line shows.
-NOT_RUN = {"installs packages": 3, "needs a GPU": 1, "takes hours": 2}
+NOT_RUN = {"installs packages": 9, "needs a GPU": 1, "takes hours": 2}
 
 WITHOUT_CHECKSUMS = """
 import torchvision
@@ -94,11 +95,11 @@ def test_the_examples_of_a_page_run_with_the_slow_ones(page: Path, folder: Path)
 
 
 def test_examples_that_do_not_run_are_counted() -> None:
-    found = Counter(block.not_run for page in PAGES for block in blocks(page) if block.not_run)
+    found = Counter(block.not_run for page in [*PAGES, *FRONTENDS] for block in blocks(page) if block.not_run)
     assert found == NOT_RUN
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *FRONTENDS], ids=lambda page: page.name)
 def test_commands_stand_in_blocks_that_run(page: Path) -> None:
     text = page.read_text()
     prose = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
@@ -111,7 +112,7 @@ def test_commands_stand_in_blocks_that_run(page: Path) -> None:
     assert not re.findall(r"^(?:dm2-fast|python|make|pip) .*", "\n".join(shown), re.MULTILINE), "as text, so not run"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *FRONTENDS], ids=lambda page: page.name)
 def test_what_a_page_names_is_there(page: Path) -> None:
     text = page.read_text()
     for target, _, heading in (link.partition("#") for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text)):
@@ -130,7 +131,7 @@ def test_what_a_page_names_is_there(page: Path) -> None:
 
 def test_the_readme_is_short_and_leads_to_every_page() -> None:
     assert README.count("\n") <= 150
-    for page in PAGES[1:]:
+    for page in [*PAGES[1:], *FRONTENDS]:
         assert f"({page.relative_to(ROOT)})" in README
 
 

@@ -148,7 +148,9 @@ def mixed_probabilities(
     options = options or DM2Config()
     used = DM2Config(options.metric, options.k, options.mix, options.lam, options.alpha)
     if options != used:
-        raise ValueError("score, offset, space, recall and batch are not for mixed_probabilities: leave them out of options")
+        raise ValueError(
+            "score, offset, space, recall and batch are not for mixed_probabilities: leave them out of options"
+        )
 
     def probabilities(pool: Dataset[Any]) -> Iterator[NDArray[Any]]:
         network = as_module(getattr(model, "model", model) if not isinstance(model, nn.Module) else model)

@@ -48,9 +48,10 @@ class Rows:
     @property
     def block(self) -> int:
         """Rows of a few megabytes, so that all blocks are about as large."""
-        size = self.data.data.nbytes if hasattr(self.data, "toarray") else self.data.nbytes
-        most = max(256, _BLOCK_BYTES * self.data.shape[0] // max(1, size))
-        return -(-len(self) // -(-len(self) // most))
+        size: int = self.data.data.nbytes if hasattr(self.data, "toarray") else self.data.nbytes
+        most = max(256, _BLOCK_BYTES * int(self.data.shape[0]) // max(1, size))
+        blocks: int = -(-len(self) // most)
+        return -(-len(self) // blocks)
 
     def features(self) -> NDArray[Any]:
         """All of them as one matrix (m, d)."""

@@ -182,7 +182,7 @@ class Badge(_QueryStrategy):
 
 
 class UncertainGCN(_QueryStrategy):
-    """Choose the samples that a graph network can tell from the labelled ones least, by the options of `UncertainGCNConfig`."""
+    """Choose what a graph network can tell from the labelled least, by the options of `UncertainGCNConfig`."""
 
     _strategy, _reads_clf = "uncertain-gcn", False
 
