@@ -8,6 +8,7 @@ from typing import IO, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -17,6 +18,7 @@ from dm2_fast.progress import tqdm
 
 MEMORY = 2**31  # bytes of decoded samples that are kept in memory; more are kept in a temporary file
 _READ_TOGETHER = 16  # samples that a worker reads before it hands them over
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # what holds them, by bytes of a value
 
 
 class DatasetPool:
@@ -149,10 +151,12 @@ class _Named(Dataset[Any]):
         return {entry: held[entry] for entry in self.entries}
 
     def _tensor(self, row: int, value: Any) -> Tensor:
-        if isinstance(value, Tensor):
-            return value.detach()
-        if isinstance(value, np.ndarray):
-            return as_tensor(value, f"row {row} of {self.name}")
+        if isinstance(value, (Tensor, np.ndarray)):
+            plain = value.detach().as_subclass(Tensor) if isinstance(value, Tensor) else value  # of an image, say
+            found = as_tensor(plain, f"row {row} of {self.name}").cpu()
+            if found.element_size() in _BITS:
+                return found
+            raise TypeError(f"row {row} of {self.name} holds {_dtype(found.dtype)}: pass real numbers")
         remedy = "give the data set a transform that makes a tensor of it"
         if isinstance(value, str):
             remedy = "give the data set the tokens as a tensor, or name the inputs with entries="
@@ -168,8 +172,18 @@ def _stacked(samples: Sequence[Any]) -> "dict[str | int, Tensor | list[Tensor]] 
 
 
 def _together(values: list[Tensor]) -> Tensor | list[Tensor]:
-    alike = all(value.shape == values[0].shape and value.dtype == values[0].dtype for value in values)
-    return torch.stack(values) if alike else values
+    first = values[0]
+    if any(value.shape != first.shape or value.dtype != first.dtype for value in values):
+        return values
+    return torch.from_numpy(np.stack([_bits(value) for value in values])).view(first.dtype)
+
+
+def _bits(values: Tensor) -> NDArray[Any]:
+    """The values as integers that NumPy copies in this thread: where torch copies a few samples by several threads,
+    they wait for each other longer than that takes.
+    """
+    found: NDArray[Any] = values.view(_BITS[values.element_size()]).numpy()
+    return found
 
 
 class _Store:
@@ -178,10 +192,10 @@ class _Store:
     def __init__(self, first: Tensor, m: int, memory: int, files: ExitStack) -> None:
         self.m, self.shape, self.dtype, self.filled = m, first.shape, first.dtype, 0
         self.size = m * first.numel() * first.element_size()
-        self.held: Tensor | None = None
+        self.held: NDArray[Any] | None = None
         self.file: IO[bytes] | None = None
         if self.size <= memory:
-            self.held = torch.empty(m, *first.shape, dtype=first.dtype)
+            self.held = np.empty((m, *first.shape), _bits(first).dtype)
         else:
             self.file = files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
 
@@ -194,17 +208,17 @@ class _Store:
                     f"{_described(self.shape, self.dtype)}: give the data set a transform that makes all samples "
                     "alike, such as Resize and CenterCrop"
                 )
-        together = samples if isinstance(samples, Tensor) else torch.stack(samples)
+        assert isinstance(samples, Tensor)  # those that differ among themselves differ from the first
         if self.held is not None:
-            self.held[self.filled : self.filled + len(together)] = together
+            self.held[self.filled : self.filled + len(samples)] = _bits(samples)
         elif self.file is not None:
-            self.file.write(together.contiguous().flatten().view(torch.uint8).numpy().data)
-        self.filled += len(together)
+            self.file.write(_bits(samples).data)
+        self.filled += len(samples)
 
     def tensor(self) -> Tensor:
         """All of them; what maps the file may outlive it."""
         if self.held is not None:
-            return self.held
+            return torch.from_numpy(self.held).view(self.dtype)
         assert self.file is not None
         self.file.flush()
         mapped = np.memmap(self.file, np.uint8, "r+", shape=(self.size,))
@@ -212,4 +226,8 @@ class _Store:
 
 
 def _described(shape: Sequence[int], dtype: torch.dtype) -> str:
-    return f"{str(dtype).removeprefix('torch.')} of shape {tuple(shape)}"
+    return f"{_dtype(dtype)} of shape {tuple(shape)}"
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

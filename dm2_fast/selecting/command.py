@@ -224,9 +224,10 @@ def _write(
         np.save(folder / "scores.npy", everywhere)
     if config.export is not None:
         called = [str(row) if ids is None else ids[row] for row in rows.tolist()]
-        given = None if scores is None else [float(scores[row]) for row in chosen.tolist()]
-        images = config.pool is not None and config.pool.is_dir()
-        label_studio.write_tasks(folder, rows.tolist(), called, given, f"dm2_fast {config.strategy}", images)
+        of_chosen = None if scores is None else scores[chosen]
+        images = config.pool if config.pool is not None and config.pool.is_dir() else None
+        source = f"dm2_fast {config.strategy}"
+        label_studio.write_tasks(folder, rows.tolist(), called, of_chosen, scores, source, images)
     values = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
     options, group = values.pop("options"), strategies.group(strategies.get(config.strategy))
     values |= {"output": None} | ({} if group is None else {group: options})

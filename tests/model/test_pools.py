@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torchvision import tv_tensors
 
 import dm2_fast
 from dm2_fast import DM2Config, select
@@ -77,6 +79,41 @@ def test_labelled_samples_may_be_a_data_set_too() -> None:
 def test_workers_read_the_same_in_the_same_order() -> None:
     pool = DatasetPool(TensorDataset(IMAGES), num_workers=2)
     assert torch.equal(pool.read(), IMAGES)  # type: ignore[arg-type]
+
+
+def test_reading_starts_no_operation_that_waits_for_other_threads() -> None:
+    seen: set[str] = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.add(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        read = DatasetPool(Counted(IMAGES)).read()
+    assert torch.equal(read, IMAGES)  # type: ignore[arg-type]
+    assert not seen & {"aten.stack.default", "aten.cat.default", "aten.copy_.default", "aten.clone.default"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.bfloat16, torch.complex64])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_samples_of_every_dtype_and_stride_come_as_they_are(dtype: torch.dtype, workers: int) -> None:
+    values = (IMAGES > 100) if dtype == torch.bool else IMAGES.to(dtype)
+    turned = values.permute(0, 2, 3, 1)  # not contiguous, like images in channels_last
+    read = DatasetPool(TensorDataset(turned), num_workers=workers).read()
+    assert isinstance(read, Tensor)
+    assert read.dtype == dtype
+    assert torch.equal(read, turned)
+
+
+def test_images_of_torchvision_and_parameters_are_tensors() -> None:
+    for wrap in (tv_tensors.Image, lambda x: torch.nn.Parameter(x.float())):
+        read = DatasetPool(Counted([wrap(image) for image in IMAGES])).read()
+        assert type(read) is Tensor
+        assert not read.requires_grad
+        assert torch.equal(read, IMAGES.to(read.dtype))
+    with pytest.raises(TypeError, match="row 0 of pool holds complex128: pass real numbers"):
+        DatasetPool(Counted(IMAGES.to(torch.complex128))).read()
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.float64])

@@ -4,6 +4,7 @@ import re
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
@@ -90,12 +91,15 @@ def test_a_folder_of_photographs_gives_the_next_file_names_and_a_second_round_go
 
     tasks = json.loads(Path("first/label_studio.json").read_text())
     assert [task["data"]["id"] for task in tasks] == picked.ids
-    assert tasks[0]["data"]["image"].startswith("/data/local-files/?d=")
-    assert " " not in tasks[0]["data"]["image"]
     for task, line in zip(tasks, lines, strict=True):
+        url = urlsplit(task["data"]["image"])
+        assert url.path == "/data/local-files/"
+        assert " " not in url.query
+        assert parse_qs(url.query) == {"d": [f"photos/{line['id']}"]}  # below the folder around the pool's
         assert set(task) == {"data", "predictions"}
         (prediction,) = task["predictions"]
         assert set(prediction) == {"model_version", "score", "result"}
+        assert prediction["result"] == []
         assert prediction["score"] == pytest.approx(float(line["score"]), rel=1e-6)
 
     labelled = [[line["id"], ("cat", "dog")[line["id"].startswith("dogs")]] for line in lines]
@@ -103,6 +107,27 @@ def test_a_folder_of_photographs_gives_the_next_file_names_and_a_second_round_go
         csv.writer(file).writerows([["id", "label"], *labelled])
     main([*PHOTOS, "--output", "second", "--round", "1", "--labelled", "labels.csv", "--classes", "cat,dog,bird"])
     assert not {line["id"] for line in table("second")} & {name for name, _ in labelled}
+
+
+@pytest.mark.parametrize("strategy", ["entropy", "margin", "least-confidence", "coreset"])
+def test_label_studio_gets_scores_in_the_range_that_it_takes(strategy: str) -> None:
+    arrays()
+    Path("labelled.csv").write_text("row,label\n3,1\n")
+    files = ["--head", "head.npz", "--ids", "ids.csv", "--labelled", "labelled.csv", "--strategy", strategy]
+    main([*FEATURES, *files, "--export", "label-studio"])
+    tasks = json.loads(Path("out/label_studio.json").read_text(encoding="utf-8"))
+    assert [task["data"]["id"] for task in tasks] == [line["id"] for line in table("out")]
+    assert not any("image" in task["data"] for task in tasks)
+    if strategy == "coreset":
+        assert all(set(task) == {"data"} for task in tasks)
+        return
+    everywhere = np.load("out/scores.npy")
+    raw = np.array([task["data"]["score"] for task in tasks])
+    np.testing.assert_allclose(raw, [float(line["score"]) for line in table("out")], rtol=1e-8)
+    lowest, highest = (0, 1) if strategy == "least-confidence" else (np.nanmin(everywhere), np.nanmax(everywhere))
+    shown = [task["predictions"][0]["score"] for task in tasks]
+    np.testing.assert_allclose(shown, (raw - lowest) / (highest - lowest), atol=1e-6)
+    assert max(shown) <= 1
 
 
 def test_images_are_resized_and_cropped_as_imagenet_evaluation_does() -> None:
