@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from dm2_fast.model.dataset_pool import MEMORY, DatasetPool
 from dm2_fast.model.together import Together
-from dm2_fast.operations.arrays import ArrayLike
+from dm2_fast.operations.arrays import ArrayLike, lengthened
 
 Pool: TypeAlias = ArrayLike | Together | DatasetPool
 
@@ -38,6 +38,7 @@ def open_pool(
         raise TypeError(f"{name} is an IterableDataset, which gives no sample by its row: pass a map-style Dataset")
     if isinstance(pool, Dataset):
         return DatasetPool(pool, entries, num_workers, memory, progress, name)
+    pool = lengthened(pool)
     by_row = hasattr(pool, "__getitem__") and hasattr(pool, "__len__") and not isinstance(pool, (str, bytes))
     arrays = isinstance(pool, (Tensor, np.ndarray, Mapping, tuple, list))
     if entries is not None and by_row and not arrays:  # also data sets of other libraries, which may have a shape

@@ -210,6 +210,73 @@ def test_what_is_no_pool_gets_an_error_with_the_remedy(pool: Any, message: str) 
         select(net(), pool, 3)
 
 
+class Stored:
+    """An array on disk as h5py gives it: distinct rows in rising order, and nothing else."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values, self.shape, self.dtype = values, values.shape, values.dtype
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        if not isinstance(rows, np.ndarray) or rows.ndim != 1 or (np.diff(rows) <= 0).any():
+            raise TypeError("Indexing elements must be in increasing order")
+        return self.values[rows]
+
+
+class Chunked:
+    """As zarr 3 gives it: no length, and the byte order is said."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values, self.shape, self.dtype = values, values.shape, values.dtype
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        values = self.values[rows]
+        said = values.dtype.newbyteorder("<" if sys.byteorder == "little" else ">")
+        return values.view(said)
+
+
+@pytest.mark.parametrize("kind", [Stored, Chunked])
+@pytest.mark.parametrize("strategy", ["dm2", "random", "entropy", "coreset", "badge", "alpha-mix", "noise-stability"])
+def test_arrays_on_disk_are_pools(kind: Any, strategy: str) -> None:
+    images = IMAGES.float().numpy()
+    labels = torch.arange(10) % 4
+    picked, expected = (
+        select(net(), make(images), 9, strategy, labelled=make(images[:10]), labels=labels, batch_size=16)
+        for make in (kind, np.asarray)
+    )
+    assert torch.equal(picked.indices, expected.indices)
+    if expected.scores is not None:
+        same(picked, expected)
+
+
+@pytest.mark.parametrize("kind", [Stored, Chunked])
+def test_arrays_on_disk_are_mixed_and_may_stand_together(kind: Any) -> None:
+    x, neighbours = IMAGES.numpy(), torch.tensor([[3, 3], [40, 0], [0, 0]])
+    rows = torch.tensor([7, 7, 1])
+    mixed = dm2_fast.mix(kind(x), neighbours, 0.3, rows=rows)
+    assert torch.equal(mixed, dm2_fast.mix(x, neighbours, 0.3, rows=rows))
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.head = nn.Linear(216, 4)
+
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return self.head(torch.cat([a.flatten(1), b.flatten(1)], 1) / 255)
+
+    first, second = x.astype(np.float32), x[::-1].astype(np.float32)
+    options = DM2Config(k=3, space="features")
+    same(
+        select(Both(), (kind(first), kind(second)), 5, options=options),
+        select(Both(), (first, second), 5, options=options),
+    )
+    with pytest.raises(TypeError, match=f"x is a {kind.__name__}: read it into memory with .:."):
+        dm2_fast.knn(kind(first), 3)
+
+
 def test_entries_belong_to_a_data_set() -> None:
     with pytest.raises(TypeError, match="entries= belongs to a Dataset, and pool is a Tensor: leave entries out"):
         select(net(), IMAGES, 3, entries=(0,))
