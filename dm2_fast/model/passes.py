@@ -1,12 +1,10 @@
 """Forward passes over a pool: features and logits (Eq. 3), and the uncertainty of mixed samples (Eqs. 8-10)."""
 
-import sys
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from threading import RLock
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -17,14 +15,16 @@ from dm2_fast import threads
 from dm2_fast.model.batches import make_batch
 from dm2_fast.model.dataset_pool import DatasetPool
 from dm2_fast.model.from_arrays import NoModel
-from dm2_fast.model.functions import FunctionModel, rows_of, shape_of
-from dm2_fast.model.head import check_logits, check_model, evaluating, find_head, model_device, model_dtype
+from dm2_fast.model.functions import FunctionModel
+from dm2_fast.model.head import check_model, evaluating, find_head, model_device, model_dtype
 from dm2_fast.model.limits import first_line, out_of_memory
+from dm2_fast.model.outputs import check_finite, outputs
 from dm2_fast.model.pools import Pool, read, unmixable
-from dm2_fast.model.preparation import VERIFIED_ROWS, Prepared, plain, prepare
+from dm2_fast.model.preparation import Prepared, plain
+from dm2_fast.model.shared import Shared
 from dm2_fast.model.together import Batch, Together
 from dm2_fast.operations.arguments import one_of, shown, whole
-from dm2_fast.operations.arrays import ArrayLike, as_tensor, name_rows
+from dm2_fast.operations.arrays import ArrayLike, as_tensor
 from dm2_fast.operations.backends import MOST_THREADS, NAMES
 from dm2_fast.operations.mix import Normalize, Recipe
 from dm2_fast.operations.multilabel import Over, check_over
@@ -35,17 +35,6 @@ from dm2_fast.progress import tqdm
 Step = TypeVar("Step")
 
 _CHECKED_ELEMENTS = 2**19  # at a time, so that looking for NaN takes no memory to speak of
-
-
-@dataclass
-class _Shared:
-    """What the passes of one round share: the prepared model, the state of the model then, and a head found later."""
-
-    lock: AbstractContextManager[object] = field(default_factory=RLock)
-    tensors: list[Tensor] = field(default_factory=list)
-    state: object = None
-    prepared: Prepared | None = None
-    head: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +73,7 @@ class ForwardPass:
     autocast: torch.dtype | None = None
     multilabel: Over | None = None
     these_are_logits: bool = False
-    _shared: _Shared = field(default_factory=_Shared, repr=False, compare=False)
+    _shared: Shared = field(default_factory=Shared, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         threads.threads_of_torch()
@@ -122,7 +111,7 @@ class ForwardPass:
 
     def through(self, model: nn.Module) -> "ForwardPass":
         """The same pass through another model, prepared for itself."""
-        return replace(self, model=model, head=None, _shared=_Shared())
+        return replace(self, model=model, head=None, _shared=Shared())
 
     def features_and_logits(self) -> tuple[Tensor, Tensor]:
         """Return the features f (m, d), Eq. 3: the input of the head, flattened; and the logits (m, C).
@@ -153,7 +142,7 @@ class ForwardPass:
             return None
         step = max(1, _CHECKED_ELEMENTS // features.shape[1])
         for start in range(0, len(features), step):
-            _check_finite("features", features[start : start + step], start)
+            check_finite("features", features[start : start + step], start)
         return features
 
     def logits(self) -> Tensor:
@@ -203,7 +192,7 @@ class ForwardPass:
                 mean = entropy = torch.zeros((), dtype=torch.float64)
                 for number in range(passes):
                     use(number)
-                    p = self._outputs(itself, batch, False, start, keep)[1].double().softmax(1)
+                    p = outputs(itself.run, batch, start, keep, self._least_classes)[1].double().softmax(1)
                     mean = mean + p / passes
                     entropy = entropy + torch.special.entr(p).sum(1) / passes
                 means.append(mean)
@@ -224,29 +213,14 @@ class ForwardPass:
             return Prepared("off", plain(self.model, None))
         unfit = "a function runs as it is" if isinstance(self.model, FunctionModel) else unmixable(self.pool)
         if unfit is not None:
-            with self._shared.lock:
-                self._shared.prepared = Prepared(f"off: {unfit}", plain(self.model, None))
-                return self._shared.prepared
-        autocast = self._autocast()
-        with self._shared.lock:
-            if self._shared.prepared is not None and self._shared.state == self._state(autocast):
-                return self._shared.prepared
-        with evaluating(self.model), self._shared.lock:
-            head = None
-            with suppress(Exception):  # a model without a head has logits; one that cannot run says so when it runs
-                head = find_head(self.model, self.first_rows(), self.head)
-            few: Any = self._batch(None, 0, min(self.batch_size, VERIFIED_ROWS))  # a tensor: others are unmixable
-            # On the kind of thread that runs it, since weights are laid out for a number of threads.
-            work = partial(prepare, self.model, head, few, self.batch_size, pack=autocast is None)
-            self._shared.prepared = threads.submit(work).result()
-            self._shared.tensors = [*self.model.parameters(), *self.model.buffers()]  # alive, so that ids stay unique
-            self._shared.state = self._state(autocast)
-            return self._shared.prepared
+            return self._shared.keep(Prepared(f"off: {unfit}", plain(self.model, None)))
+        few = partial(self._batch, None, 0)
+        return self._shared.prepared_model(self.model, self.head, few, self.batch_size, self._autocast())
 
-    def _state(self, autocast: torch.dtype | None) -> object:
-        """What changes when the model has to be prepared anew."""
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        return autocast, [(id(t), 0 if t.is_inference() else t._version) for t in tensors]
+    @property
+    def _least_classes(self) -> int:
+        """The fewest logits that a sample may have."""
+        return 2 if self.multilabel is None else 1
 
     @property
     def compute(self) -> dict[str, Any]:
@@ -258,9 +232,8 @@ class ForwardPass:
         """What `prepared` did, or would say; None while nothing has run."""
         if self.prepare == "off":
             return "off"
-        if self._shared.prepared is None or isinstance(self.model, NoModel):
-            return None
-        return self._shared.prepared.note
+        prepared = self._shared.prepared
+        return None if prepared is None or isinstance(self.model, NoModel) else prepared.note
 
     def _autocast(self) -> torch.dtype | None:
         """The dtype of autocast: ours, or that of the caller, which does not reach other threads by itself."""
@@ -298,7 +271,8 @@ class ForwardPass:
                     try:
                         of_mix = 1 if engine.threads else self.num_threads
                         batch = self._batch(recipe, start, count, of_mix, engine.channels_last, rows)
-                        parts.append(self._outputs(engine, batch, features, start, min(count, end - start)))
+                        keep = min(count, end - start)
+                        parts.append(outputs(engine.run, batch, start, keep, self._least_classes, features))
                     except (RuntimeError, MemoryError) as error:
                         if count == 1 or not out_of_memory(error):
                             raise
@@ -333,28 +307,6 @@ class ForwardPass:
             self._shared.head = find_head(self.model, batch, self.head)
         return plain(self.model, self._shared.head)(batch)
 
-    def _outputs(self, engine: Prepared, batch: Batch, wanted: bool, start: int, keep: int) -> tuple[Tensor, Tensor]:
-        """Checked (features, logits) of a batch, of which the first keep rows count: those from start on."""
-        size = rows_of(batch)
-        try:
-            features, returned = engine.run(batch)
-        except Exception as error:
-            if sys.version_info >= (3, 11):
-                error.add_note(f"model ran on rows {start} to {start + keep - 1}, a batch of shape {shape_of(batch)}")
-            raise
-        logits = check_logits(returned, 2 if self.multilabel is None else 1)
-        if len(logits) != size:
-            raise ValueError(f"model must return one row per sample, got {len(logits)} rows for {size} samples")
-        _check_finite("logits", logits[:keep].amax(1, keepdim=True), start)
-        if not wanted:
-            features = logits
-        elif features is None or len(features) != size:
-            shape = None if features is None else tuple(features.shape)
-            raise ValueError(f"head must see one row per sample, got {shape} for {size} samples")
-        else:
-            _check_finite("features", features[:keep], start)
-        return features[:keep].clone(), logits[:keep].clone()
-
     def _batch(
         self,
         recipe: Recipe | None,
@@ -369,9 +321,3 @@ class ForwardPass:
             self.model, self.pool, recipe, start, size, self._shared.lock, channels_last, some,
             normalize=self.normalize, backend=self.backend, num_threads=num_threads,
         )  # fmt: skip
-
-
-def _check_finite(name: str, values: Tensor, start: int) -> None:
-    bad = (start + torch.nonzero(~values.isfinite().all(1))[:, 0]).tolist()
-    if bad:
-        raise ValueError(f"{name} of the model must be finite, got NaN or infinity in {name_rows(bad)}")

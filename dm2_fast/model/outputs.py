@@ -1,0 +1,60 @@
+"""What a model returns for a batch, checked."""
+
+import sys
+
+import torch
+from torch import Tensor
+
+from dm2_fast.model.functions import rows_of, shape_of
+from dm2_fast.model.head import check_logits
+from dm2_fast.model.preparation import Run
+from dm2_fast.model.together import Batch
+from dm2_fast.operations.arrays import name_rows
+
+
+def outputs(
+    run: Run, batch: Batch, start: int, keep: int, least_classes: int, features_too: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Features and logits of the first keep rows of a batch; the logits twice where no features are asked for.
+
+    Args:
+        run: From a batch to features and logits.
+        batch: Samples as the model takes them; those behind the first keep only fill it.
+        start: Row of the pool that the batch begins with, for messages.
+        keep: How many rows count.
+        least_classes: The fewest logits that a sample may have.
+        features_too: Whether features are asked for.
+
+    Raises:
+        ValueError: the model does not return finite logits and features, one row a sample.
+    """
+    size = rows_of(batch)
+    try:
+        features, returned = run(batch)
+    except Exception as error:
+        if sys.version_info >= (3, 11):
+            error.add_note(f"model ran on rows {start} to {start + keep - 1}, a batch of shape {shape_of(batch)}")
+        raise
+    logits = check_logits(returned, least_classes)
+    if len(logits) != size:
+        raise ValueError(f"model must return one row per sample, got {len(logits)} rows for {size} samples")
+    check_finite("logits", logits[:keep].amax(1, keepdim=True), start)
+    if not features_too:
+        features = logits
+    elif features is None or len(features) != size:
+        shape = None if features is None else tuple(features.shape)
+        raise ValueError(f"head must see one row per sample, got {shape} for {size} samples")
+    else:
+        check_finite("features", features[:keep], start)
+    return features[:keep].clone(), logits[:keep].clone()
+
+
+def check_finite(name: str, values: Tensor, start: int) -> None:
+    """Raise unless values (n, ...) of the rows from start on are finite.
+
+    Raises:
+        ValueError: names the first bad rows.
+    """
+    bad = (start + torch.nonzero(~values.isfinite().all(1))[:, 0]).tolist()
+    if bad:
+        raise ValueError(f"{name} of the model must be finite, got NaN or infinity in {name_rows(bad)}")
