@@ -3,8 +3,8 @@
     python benches/pool_of_files.py
 
 It draws the files into a temporary folder, then measures in CPU seconds of the process, on one machine in one run:
-decoding (a pass over the Dataset that keeps each image), `select` on the decoded array, and `select` on the Dataset; and
-counts its reads. Each is measured three times in turn, and the medians are compared; the limit of the ratio is 1.15.
+decoding (a pass over the Dataset that keeps each image), `select` on the decoded array, and `select` on the Dataset;
+and counts its reads. Each is measured three times in turn, and medians are compared; the limit of the ratio is 1.15.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """What an acquisition returns (`Picked`), and the checks of what goes in and comes out."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from dm2_fast.operations.arguments import shown, whole
 from dm2_fast.operations.arrays import as_tensor
 from dm2_fast.operations.audit import Audit
 from dm2_fast.operations.mix import Recipe
-from dm2_fast.words import count
+from dm2_fast.words import count, kind
 
 
 @dataclass(frozen=True)
@@ -81,14 +81,43 @@ def check_names(names: Sequence[Any] | None, m: int) -> Sequence[Any] | None:
     """names, if they are one for each of m rows and all different."""
     if names is None:
         return None
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise TypeError(f"ids must be a list with a name for each of the {m} rows, got {shown(names)}")
     listed = names.tolist() if isinstance(names, (Tensor, np.ndarray)) else list(names)
     if len(listed) != m:
         raise ValueError(f"ids must name each of the {m} rows, got {len(listed)}")
     rows: dict[Any, int] = {}
     for row, name in enumerate(listed):
+        if not isinstance(name, Hashable):
+            raise TypeError(f"ids must be texts or numbers, got {kind(name)} for row {row}")
         if rows.setdefault(name, row) != row:
             raise ValueError(f"ids must all be different, got {name!r} for row {rows[name]} and row {row}")
     return listed
+
+
+def check_labels(labels: Any, n: int | None) -> Tensor | None:
+    """labels as (n,) int64, if they are a class number for each of n labelled samples.
+
+    Raises:
+        TypeError: they are no integers.
+        ValueError: there are more or fewer, or one is negative.
+    """
+    if labels is None:
+        return None
+    found = labels if isinstance(labels, Tensor) else np.asarray(labels)
+    if isinstance(found, np.ndarray) and found.dtype.kind in "OUS":
+        raise TypeError(
+            f"labels must be numbers of classes, got {found.dtype}: "
+            "np.unique(labels, return_inverse=True)[1] gives them"
+        )
+    y = as_tensor(found, "labels")
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise TypeError(f"labels must be integers, the numbers of classes from 0 on, got {y.dtype}")
+    if n is not None and y.shape != (n,):
+        raise ValueError(f"labels must be one for each of the {n} labelled samples, got shape {tuple(y.shape)}")
+    if y.numel() and int(y.min()) < 0:
+        raise ValueError(f"labels must be from 0 on, got {int(y.min())}: leave samples without a label out of labelled")
+    return y.to(torch.int64)
 
 
 def check_picked(picked: object, who: str, budget: int, m: int) -> Picked:

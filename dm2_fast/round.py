@@ -22,10 +22,10 @@ from dm2_fast.model.passes import ForwardPass
 from dm2_fast.model.pools import Pool
 from dm2_fast.model.together import Together
 from dm2_fast.operations.arguments import shown, whole
-from dm2_fast.operations.arrays import ArrayLike, as_integers
+from dm2_fast.operations.arrays import ArrayLike
 from dm2_fast.operations.multilabel import Over
 from dm2_fast.operations.uncertainty import Uncertainty
-from dm2_fast.picked import Picked, check_budget, check_names, check_picked, check_row_ids, highest
+from dm2_fast.picked import Picked, check_budget, check_labels, check_names, check_picked, check_row_ids, highest
 from dm2_fast.traps import warn_of_ties
 
 __all__ = ["Picked", "Round", "check_budget", "check_names", "check_picked", "check_row_ids", "highest", "stage"]
@@ -72,8 +72,7 @@ class Round:
         if not isinstance(self.forward, ForwardPass):
             raise TypeError(f"forward must be a ForwardPass, got {shown(self.forward)}")
         self.seed, self.round = whole("seed", self.seed), whole("round", self.round)
-        if self.labels is not None:
-            self.labels = as_integers(self.labels, "labels")
+        self.labels = check_labels(self.labels, None if self.labelled is None else len(self.labelled))
 
     @classmethod
     def from_arrays(
@@ -122,9 +121,8 @@ class Round:
             arrays.model, arrays.pool, None, None, batch_size or arrays.batch_size, backend, num_threads, progress,
             multilabel=multilabel, these_are_logits=these_are_logits,
         )  # fmt: skip
-        y = None if labels is None else torch.as_tensor(np.asarray(labels)).to(torch.int64)
         names = check_names(ids, len(arrays.pool))
-        made = cls(forward, seed, round, row_ids, arrays.labelled_features, y, names=names, ties=ties)
+        made = cls(forward, seed, round, row_ids, arrays.labelled_features, labels, names=names, ties=ties)
         made._kept.update(arrays.passes())
         return made
 

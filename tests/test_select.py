@@ -377,7 +377,7 @@ def nan_in_row(row: int) -> nn.Module:
         ({"model": NoHead()}, ValueError, r"model must have a linear layer whose output is the logits.*head=.*body"),
         ({"model": Returning(lambda x: x)}, ValueError, r"model must return \(n, C\) logits.*\(256, 3, 6, 6\)"),
         ({"model": Returning(lambda x: x[:, 0, 0, :1])}, ValueError, r"at least two classes, got shape \(256, 1\)"),
-        ({"model": Returning(lambda x: (x, x))}, TypeError, r"model must return a tensor of .* logits, got tuple"),
+        ({"model": Returning(lambda x: (x, x))}, TypeError, r"model must return a tensor of .* logits, got a tuple"),
         ({"model": nan_in_row(37), "pool": torch.arange(45.0).view(-1, 1, 1, 1).expand(45, 3, 6, 6)},
          ValueError, "logits of the model must be finite, got NaN or infinity in row 37"),
     ],

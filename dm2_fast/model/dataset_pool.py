@@ -1,7 +1,7 @@
 """A torch Dataset as a pool: each sample is read and decoded once, and kept for all passes of a round."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import IO, Any
@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dm2_fast.model.together import Together
+from dm2_fast.operations.arguments import shown, whole
 from dm2_fast.operations.arrays import as_tensor
 from dm2_fast.progress import tqdm
+from dm2_fast.words import kind
 
 MEMORY = 2**31  # bytes of decoded samples that are kept in memory; more are kept in a temporary file
 _READ_TOGETHER = 16  # samples that a worker reads before it hands them over
@@ -43,8 +45,10 @@ class DatasetPool:
         progress: bool = False,
         name: str = "pool",
     ) -> None:
-        self.dataset, self.entries, self.num_workers = dataset, entries, num_workers
-        self.memory, self.progress, self.name = memory, progress, name
+        if entries is not None and (isinstance(entries, str) or len(entries) == 0):
+            raise ValueError(f"entries must be a tuple of names, such as ('image',), got {shown(entries)}")
+        self.dataset, self.entries, self.num_workers = dataset, entries, whole("num_workers", num_workers, 0)
+        self.memory, self.progress, self.name = whole("memory", memory, 0), progress, name
         self.samples: Tensor | Together | None = None
 
     def __len__(self) -> int:
@@ -68,6 +72,7 @@ class DatasetPool:
             ValueError: the samples differ in shape or dtype; the message names the row.
             TypeError: a sample is no tensor.
             RuntimeError: the data set raised; the message names the row and says what it raised.
+            OSError: there is no room for the samples, or a process that reads ended.
         """
         if self.samples is None:
             self.samples = self._read()
@@ -86,7 +91,9 @@ class DatasetPool:
             generator=torch.Generator().manual_seed(0),  # its own: the random state of the caller stays as it is
         )
         with torch.random.fork_rng([]), ExitStack() as files:
-            for parts in tqdm(loader, "read", leave=False, disable=None if self.progress else True):
+            for parts in tqdm(
+                self._batches(loader), "read", len(loader), leave=False, disable=None if self.progress else True
+            ):
                 if isinstance(parts, _Failure):
                     raise parts.error()
                 for key, samples in parts.items():
@@ -98,6 +105,22 @@ class DatasetPool:
             return next(iter(tensors.values()))
         by_name = all(isinstance(entry, str) for entry in self.entries)
         return Together({str(key): value for key, value in tensors.items()} if by_name else tuple(tensors.values()))
+
+    def _batches(self, loader: DataLoader[Any]) -> Iterator[Any]:
+        """What the processes read.
+
+        Raises:
+            OSError: one of them ended.
+        """
+        try:
+            yield from loader
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise OSError(
+                f"a process that reads {self.name} ended before it was done, which happens where memory or /dev/shm is "
+                "short: read with fewer workers, or with 0, in this process"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -127,40 +150,44 @@ class _Named(Dataset[Any]):
             said = f": {error}" if str(error) else ""
             return _Failure("RuntimeError", f"{self.name} raised {type(error).__name__} when asked for row {row}{said}")
         try:
-            return {key: self._tensor(row, value) for key, value in self._inputs(row, sample).items()}
+            found, others = self._inputs(row, sample)
+            return {key: self._tensor(row, value, others) for key, value in found.items()}
         except (TypeError, ValueError) as error:
             return _Failure(type(error).__name__, str(error))
 
-    def _inputs(self, row: int, sample: Any) -> dict[str | int, Any]:
+    def _inputs(self, row: int, sample: Any) -> tuple[dict[str | int, Any], list[str | int]]:
+        """The inputs of the model in a sample, and the names of its other entries that are arrays."""
         if not isinstance(sample, (Mapping, tuple, list)):
             if self.entries is not None:
-                kind = type(sample).__name__
-                raise TypeError(f"row {row} of {self.name} is a {kind} without entries: leave entries out")
-            return {0: sample}
+                raise TypeError(f"row {row} of {self.name} is {kind(sample)} without entries: leave entries out")
+            return {0: sample}, []
         if len(sample) == 0:
             raise ValueError(f"row {row} of {self.name} is empty: its first entry must be a tensor")
         held = dict(sample) if isinstance(sample, Mapping) else dict(enumerate(sample))
         if self.entries is None:
             key = next(iter(held))
-            return {key: held[key]}
+            return {key: held[key]}, [name for name in held if isinstance(held[name], (Tensor, np.ndarray))]
         missing = [entry for entry in self.entries if entry not in held]
         if missing:
             raise ValueError(
                 f"row {row} of {self.name} has no entry {missing[0]!r}: it has {', '.join(map(repr, held))}"
             )
-        return {entry: held[entry] for entry in self.entries}
+        return {entry: held[entry] for entry in self.entries}, []
 
-    def _tensor(self, row: int, value: Any) -> Tensor:
+    def _tensor(self, row: int, value: Any, others: list[str | int]) -> Tensor:
         if isinstance(value, (Tensor, np.ndarray)):
-            plain = value.detach().as_subclass(Tensor) if isinstance(value, Tensor) else value  # of an image, say
+            image = isinstance(value, Tensor) and type(value) is not Tensor  # or another subclass
+            plain = value.detach().as_subclass(Tensor) if image else value
             found = as_tensor(plain, f"row {row} of {self.name}").cpu()
             if found.element_size() in _BITS:
                 return found
             raise TypeError(f"row {row} of {self.name} holds {_dtype(found.dtype)}: pass real numbers")
         remedy = "give the data set a transform that makes a tensor of it"
-        if isinstance(value, str):
+        if others and self.entries is None:
+            remedy = f"{remedy}, or name the inputs, such as entries={tuple(others)}"
+        elif isinstance(value, str):
             remedy = "give the data set the tokens as a tensor, or name the inputs with entries="
-        raise TypeError(f"row {row} of {self.name} is a {type(value).__module__}.{type(value).__name__}: {remedy}")
+        raise TypeError(f"row {row} of {self.name} is {kind(value)}: {remedy}")
 
 
 def _stacked(samples: Sequence[Any]) -> "dict[str | int, Tensor | list[Tensor]] | _Failure":

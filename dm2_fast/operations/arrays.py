@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dm2_fast.operations.arguments import shown
+from dm2_fast.words import kind
 
 
 class ArrayLike(Protocol):
@@ -80,7 +81,9 @@ class _Lengthened:
 
 def lengthened(inputs: Any) -> Any:
     """inputs, with a length if they only have a shape, as the arrays of zarr 3."""
-    lacking = not hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__") and len(getattr(inputs, "shape", ())) > 0
+    lacking = (
+        not hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__") and len(getattr(inputs, "shape", ())) > 0
+    )
     return _Lengthened(inputs) if lacking else inputs
 
 
@@ -160,9 +163,11 @@ def as_matrix(x: Any, name: str) -> Tensor:
             try:
                 x = np.asarray([row.tolist() if isinstance(row, Tensor) else row for row in x])
             except ValueError as error:
-                raise ValueError(f"{name} must have as many numbers in each row ({error})") from error
+                raise ValueError(f"{name} must have as many numbers in each row") from error
+        elif hasattr(x, "toarray"):  # sparse matrices of scipy
+            raise TypeError(f"{name} is {kind(x)}: make it dense with .toarray()")
         elif hasattr(x, "shape") and hasattr(x, "__getitem__"):
-            raise TypeError(f"{name} is {shown(x)}: read it into memory with [:]")
+            raise TypeError(f"{name} is {kind(x)}: read it into memory with [:]")
         if isinstance(x, np.ndarray) and x.dtype.kind in "OUS":
             raise TypeError(f"{name} must hold numbers only, got {x.dtype}: leave out columns of text, or encode them")
     x = as_tensor(x, name)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dm2_fast import extras, plugins, strategies
 from dm2_fast.acquire import select_from
 from dm2_fast.experiment.folder.files import naming_file, unfinished
-from dm2_fast.experiment.folder.sheet import draw_chosen
+from dm2_fast.experiment.folder.sheet import draw_chosen, short
 from dm2_fast.experiment.machine import reproducible, usable_device
 from dm2_fast.model.passes import ForwardPass
 from dm2_fast.operations.arrays import ArrayLike
@@ -104,7 +104,11 @@ def _samples(config: SelectConfig) -> tuple[list[str] | None, NDArray[Any], list
     if config.pool is not None and config.pool.is_dir():
         if config.ids is not None:
             raise ValueError("leave out --ids: the images of a folder are called by their file names")
+        if config.layout != "nchw":
+            raise ValueError("leave out --layout: it belongs to a .npy file, and images of a folder need none")
         return read_images(config.pool, config.size, config.skip_damaged, config.workers)
+    if config.skip_damaged:
+        raise ValueError("leave out --skip-damaged: it belongs to a folder of images")
     array = _array(config)
     return None if config.ids is None else read_ids(config.ids, len(array)), array, []
 
@@ -149,7 +153,8 @@ def _ask(
         x = contiguous(array, unlabelled, scratch)
         near = others[np.arange(len(labelled))] if len(labelled) else None
         given: dict[str, Any] = {name: outputs[unlabelled], "labelled_features": near, "labels": labels}
-        return Round.from_arrays(x, **given, **keys, multilabel=config.multilabel, progress=True)
+        kind: dict[str, Any] = {"multilabel": config.multilabel, "these_are_logits": config.these_are_logits}
+        return Round.from_arrays(x, **given, **keys, **kind, progress=True)
     pool: ArrayLike
     if config.features is not None:
         pool = contiguous(array, unlabelled, scratch)
@@ -165,7 +170,10 @@ def _ask(
                 None if config.normalize is None else _statistics(config.normalize),
             )
     size = config.batch_size or batch_size
-    forward = ForwardPass(model.to(device), pool, normalize, head, size, progress=True, multilabel=config.multilabel)
+    forward = ForwardPass(
+        model.to(device), pool, normalize, head, size, progress=True, multilabel=config.multilabel,
+        these_are_logits=config.these_are_logits,
+    )  # fmt: skip
     return Round(forward, labelled=others, labels=labels, **keys)
 
 
@@ -238,13 +246,8 @@ def _write(
 
         def names(places: Tensor) -> list[str]:
             numbers = unlabelled[places.numpy()].tolist()
-            return [f"row {row}" if ids is None else _short(ids[row]) for row in numbers]
+            return [f"row {row}" if ids is None else short(ids[row]) for row in numbers]
 
         draw_chosen(
             folder / "selected.png", PoolRows("pool", array, unlabelled), picked, names, f"round {config.round}"
         )
-
-
-def _short(name: str, most: int = 14) -> str:
-    """A name as it fits above a picture: the end of a file name says more than its folders."""
-    return name if len(name) <= most else "…" + name[1 - most :]

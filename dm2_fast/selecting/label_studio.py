@@ -12,8 +12,8 @@ FILE = "label_studio.json"
 
 
 def write_tasks(
-    folder: Path, rows: Sequence[int], ids: Sequence[str], scores: Tensor | None, all_scores: Tensor | None, source: str,
-    images: Path | None,
+    folder: Path, rows: Sequence[int], ids: Sequence[str], scores: Tensor | None, all_scores: Tensor | None,
+    source: str, images: Path | None,
 ) -> None:  # fmt: skip
     """Write a list of tasks, each with its `data` and, where the strategy has scores, its score as a prediction.
 

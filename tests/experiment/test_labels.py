@@ -55,7 +55,16 @@ def fill_in(path: Path, answers: dict[int, str] | None = None) -> list[int]:
     return rows
 
 
-def test_a_run_starts_from_the_labels_that_there_are_and_goes_on_by_those_filled_in(file: Path) -> None:
+def test_a_run_starts_from_the_labels_that_there_are_and_goes_on_by_those_filled_in(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[str, set[str]] = {}  # what stands above the pictures
+
+    def draw(path: Path, grid: object, titles: list[list[str]], heading: str) -> None:
+        drawn[path.name] = {title for line in titles for title in line}
+
+    monkeypatch.setattr("dm2_fast.experiment.oracle.draw_images", draw)
+    monkeypatch.setattr("dm2_fast.experiment.folder.sheet.draw_images", draw)
     config = config_of(file)
     waiting = dm2_fast.run(config)
     assert waiting.chosen[0].tolist() == LABELLED  # and no random ones
@@ -64,6 +73,8 @@ def test_a_run_starts_from_the_labels_that_there_are_and_goes_on_by_those_filled
     assert header == "order,row,id,label"
     assert first.split(",")[2] == f"scan {first.split(',')[1]}"
     asked = fill_in(waiting.to_label, {1: "?", 2: " ? "})
+    assert drawn["to_label_1.png"] == {f"{i}: scan {row}" for i, row in enumerate(asked)}
+    assert {f"scan {row}" for row in asked} <= drawn["round_01.png"]
     text = waiting.to_label.read_bytes()
     waiting = dm2_fast.run(config)
     assert (file.parent / "run" / "labels_01.csv").read_bytes() == text  # what was given is kept

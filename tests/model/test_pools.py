@@ -136,6 +136,16 @@ def test_samples_are_kept_in_memory_while_they_fit(monkeypatch: pytest.MonkeyPat
         DatasetPool(Counted(IMAGES), memory=IMAGES.nbytes - 1).read()
 
 
+class Ending(Counted):
+    def __getitem__(self, row: int) -> Any:
+        os._exit(1)
+
+
+def test_a_reader_that_ends_is_told_of_in_one_sentence() -> None:
+    with pytest.raises(OSError, match="a process that reads pool ended before it was done, .* read with fewer workers"):
+        DatasetPool(Ending(IMAGES), num_workers=1).read()
+
+
 def test_random_transforms_draw_from_the_caller_s_state_and_leave_it_as_it_was() -> None:
     class Noisy(Counted):
         def __getitem__(self, row: int) -> Tensor:
@@ -179,9 +189,9 @@ class Stream(IterableDataset[Any]):
         (
             Counted([object()]),
             TypeError,
-            "row 0 of pool is a builtins.object: give the data set a transform that makes a",
+            "row 0 of pool is an object: give the data set a transform that makes a",
         ),
-        (Counted(["a", "b"]), TypeError, "row 0 of pool is a builtins.str: give the data set the tokens as a tensor"),
+        (Counted(["a", "b"]), TypeError, "row 0 of pool is a str: give the data set the tokens as a tensor"),
         (Counted([()]), ValueError, "row 0 of pool is empty: its first entry must be a tensor"),
         (Counted([]), ValueError, "pool must hold at least one sample, got an empty Counted"),
     ],
@@ -201,7 +211,10 @@ def test_a_sample_that_is_no_tensor_is_named_by_its_row(
         (Stream(), "pool is an IterableDataset, which gives no sample by its row: pass a map-style Dataset"),
         ([IMAGES[0], IMAGES[1]], "pool is a list: make one array of it with torch.stack(...) or numpy.stack(...)"),
         (iter(IMAGES), "pool is a .*: pass a tensor, an array, or a map-style torch Dataset"),
-        ("images", "pool is a str: pass a tensor, an array, or a map-style torch Dataset"),
+        ("images", "pool is a name: pass a Dataset that reads the files, such as torchvision.datasets.ImageFolder"),
+        (["a.jpg"], "pool is a list of names: pass a Dataset that reads the files"),
+        (None, "pool is None: pass a tensor, an array, or a map-style torch Dataset"),
+        (type("Endless", (Dataset,), {})(), "pool has no length: give its class, Endless, a method __len__"),
         ({"image": [1, 2]}, "pool\\['image'\\] is a list: a dict as a pool holds the inputs of the model"),
     ],
 )
@@ -280,6 +293,16 @@ def test_arrays_on_disk_are_mixed_and_may_stand_together(kind: Any) -> None:
 def test_entries_belong_to_a_data_set() -> None:
     with pytest.raises(TypeError, match="entries= belongs to a Dataset, and pool is a Tensor: leave entries out"):
         select(net(), IMAGES, 3, entries=(0,))
+    for entries in ("image", ()):
+        with pytest.raises(ValueError, match="entries must be a tuple of names, such as .'image',., got"):
+            select(net(), Counted(IMAGES, "dict"), 3, entries=entries)
+    first = [(row, image) for row, image in enumerate(IMAGES)]
+    with pytest.raises(TypeError, match=r"row 0 of pool is an int: .*, or name the inputs, such as entries=\(1,\)"):
+        select(net(), Counted(first), 3)
+    with pytest.raises(ValueError, match="num_workers must be at least 0, got -1"):
+        select(net(), Counted(IMAGES), 3, num_workers=-1)
+    with pytest.raises(TypeError, match="memory must be a whole number, got '2GB'"):
+        select(net(), Counted(IMAGES), 3, memory="2GB")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="row 0 of pool has no entry 'mask': it has 'image', 'label'"):
         select(net(), Counted(IMAGES, "dict"), 3, entries=("image", "mask"))
 
