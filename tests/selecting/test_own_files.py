@@ -312,6 +312,7 @@ def test_files_that_do_not_fit_are_answered_in_one_sentence(
     assert message in error_of([*FEATURES, *arguments], capsys)
 
 
+@pytest.mark.filterwarnings("always:60 rows have the same score")
 def test_messages_name_options_as_a_command_has_them(capsys: pytest.CaptureFixture[str]) -> None:
     arrays()
     np.save("even.npy", np.full((60, 3), 1 / 3))
