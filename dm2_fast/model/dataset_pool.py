@@ -16,7 +16,6 @@ from dm2_fast.model.together import Together
 from dm2_fast.operations.arguments import shown, whole
 from dm2_fast.operations.arrays import as_tensor
 from dm2_fast.progress import tqdm
-from dm2_fast.words import kind
 
 MEMORY = 2**31  # bytes of decoded samples that are kept in memory; more are kept in a temporary file
 _READ_TOGETHER = 16  # samples that a worker reads before it hands them over
@@ -159,7 +158,7 @@ class _Named(Dataset[Any]):
         """The inputs of the model in a sample, and the names of its other entries that are arrays."""
         if not isinstance(sample, (Mapping, tuple, list)):
             if self.entries is not None:
-                raise TypeError(f"row {row} of {self.name} is {kind(sample)} without entries: leave entries out")
+                raise TypeError(f"row {row} of {self.name} is {shown(sample)} without entries: leave entries out")
             return {0: sample}, []
         if len(sample) == 0:
             raise ValueError(f"row {row} of {self.name} is empty: its first entry must be a tensor")
@@ -187,7 +186,7 @@ class _Named(Dataset[Any]):
             remedy = f"{remedy}, or name the inputs, such as entries={tuple(others)}"
         elif isinstance(value, str):
             remedy = "give the data set the tokens as a tensor, or name the inputs with entries="
-        raise TypeError(f"row {row} of {self.name} is {kind(value)}: {remedy}")
+        raise TypeError(f"row {row} of {self.name} is {shown(value)}: {remedy}")
 
 
 def _stacked(samples: Sequence[Any]) -> "dict[str | int, Tensor | list[Tensor]] | _Failure":

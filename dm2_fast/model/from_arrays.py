@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from dm2_fast.model.functions import FunctionModel
 from dm2_fast.model.linear_head import linear_head
+from dm2_fast.operations.arguments import shown
 from dm2_fast.operations.arrays import as_matrix
 from dm2_fast.operations.probabilities import logits_of, refuse_probabilities
-from dm2_fast.words import kind
 
 _BATCH_BYTES = 2**22  # of features: what a linear head does with fewer costs less than starting it
 
@@ -143,5 +143,5 @@ def _pair(head: Any) -> tuple[Any, Any]:
     remedy = "pass (weight, bias) of a linear layer, or the layer"
     if hasattr(head, "coef_") and hasattr(head, "intercept_"):
         remedy = "pass (classifier.coef_, classifier.intercept_)"
-    got = f"{len(head)} values" if isinstance(head, (tuple, list)) else kind(head)
+    got = f"{len(head)} values" if isinstance(head, (tuple, list)) else shown(head)
     raise TypeError(f"head is {got}: {remedy}")

@@ -12,7 +12,6 @@ from dm2_fast.model.functions import FunctionModel, logits_in, run_module
 from dm2_fast.model.together import Batch
 from dm2_fast.operations.arguments import shown
 from dm2_fast.operations.probabilities import are_distributions
-from dm2_fast.words import kind
 
 
 @contextmanager
@@ -53,7 +52,7 @@ def check_logits(logits: object, least: int = 2) -> Tensor:
     """logits, if they are an (n, C) tensor of scores; an error that says what the model returned otherwise."""
     if not isinstance(logits, Tensor):
         raise TypeError(
-            f"model must return a tensor of (n, C) logits, got {kind(logits)}: return logits, or a dictionary "
+            f"model must return a tensor of (n, C) logits, got {shown(logits)}: return logits, or a dictionary "
             "or an object that has them as logits"
         )
     if not logits.is_floating_point():
@@ -84,10 +83,10 @@ def find_head(model: nn.Module, batch: Batch, head: str | nn.Module | None = Non
     if head is not None:
         named = dict(model.named_modules())
         if isinstance(head, str) and head not in named:
-            raise ValueError(f"head must name a module of the model, got {head!r}")
+            raise ValueError(f"head must name a module of the model, got {shown(head)}")
         module = named[head] if isinstance(head, str) else head
         if all(module is not other for other in named.values()):
-            raise ValueError(f"head must be a module of the model, got {type(module).__name__}")
+            raise ValueError(f"head must be a module of the model, got {shown(module)}")
         return module
     executed: list[tuple[nn.Module, Tensor]] = []
     hooks = [

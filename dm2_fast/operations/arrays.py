@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from dm2_fast.operations.arguments import shown
-from dm2_fast.words import kind
 
 
 class ArrayLike(Protocol):
@@ -165,9 +164,9 @@ def as_matrix(x: Any, name: str) -> Tensor:
             except ValueError as error:
                 raise ValueError(f"{name} must have as many numbers in each row") from error
         elif hasattr(x, "toarray"):  # sparse matrices of scipy
-            raise TypeError(f"{name} is {kind(x)}: make it dense with .toarray()")
+            raise TypeError(f"{name} is {shown(x)}: make it dense with .toarray()")
         elif hasattr(x, "shape") and hasattr(x, "__getitem__"):
-            raise TypeError(f"{name} is {kind(x)}: read it into memory with [:]")
+            raise TypeError(f"{name} is {shown(x)}: read it into memory with [:]")
         if isinstance(x, np.ndarray) and x.dtype.kind in "OUS":
             raise TypeError(f"{name} must hold numbers only, got {x.dtype}: leave out columns of text, or encode them")
     x = as_tensor(x, name)

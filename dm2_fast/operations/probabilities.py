@@ -29,7 +29,7 @@ def logits_of(probabilities: Any, *, multilabel: bool = False) -> Tensor:
         ValueError: they are not (n, C) probabilities.
         TypeError: they are not floating point.
     """
-    p = as_tensor(probabilities if isinstance(probabilities, Tensor) else np.asarray(probabilities), "probabilities")
+    p = as_tensor(probabilities if isinstance(probabilities, Tensor) else np.asanyarray(probabilities), "probabilities")
     if p.ndim != 2:
         hint = " (take the column of each label, as (n, C))" if p.ndim == 3 else ""
         raise ValueError(f"probabilities must be (n, C), got shape {tuple(p.shape)}{hint}")

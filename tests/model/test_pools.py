@@ -191,7 +191,7 @@ class Stream(IterableDataset[Any]):
             TypeError,
             "row 0 of pool is an object: give the data set a transform that makes a",
         ),
-        (Counted(["a", "b"]), TypeError, "row 0 of pool is a str: give the data set the tokens as a tensor"),
+        (Counted(["a", "b"]), TypeError, "row 0 of pool is 'a': give the data set the tokens as a tensor"),
         (Counted([()]), ValueError, "row 0 of pool is empty: its first entry must be a tensor"),
         (Counted([]), ValueError, "pool must hold at least one sample, got an empty Counted"),
     ],
@@ -297,7 +297,7 @@ def test_entries_belong_to_a_data_set() -> None:
         with pytest.raises(ValueError, match="entries must be a tuple of names, such as .'image',., got"):
             select(net(), Counted(IMAGES, "dict"), 3, entries=entries)
     first = [(row, image) for row, image in enumerate(IMAGES)]
-    with pytest.raises(TypeError, match=r"row 0 of pool is an int: .*, or name the inputs, such as entries=\(1,\)"):
+    with pytest.raises(TypeError, match=r"row 0 of pool is 0: .*, or name the inputs, such as entries=\(1,\)"):
         select(net(), Counted(first), 3)
     with pytest.raises(ValueError, match="num_workers must be at least 0, got -1"):
         select(net(), Counted(IMAGES), 3, num_workers=-1)
