@@ -44,7 +44,7 @@ class Round:
         forward: The model and the pool, and how they are run.
         seed, round, row_ids: Key of every random draw; row_ids (m,) defaults to 0, 1, 2, ...
         labelled: Inputs of the labelled set, (n, ...), for the strategies that look at it.
-        labels: Their classes, (n,) int64.
+        labels: Their classes, (n,) integers from 0 on.
         part: What the strategy trained beside the network (see `dm2_fast.Strategy`), as it is after the training; None
             where the model was trained without it.
         ties: Which of equal scores is chosen: that of the lower row, or at random, by a draw of each row.
@@ -224,8 +224,8 @@ class Round:
             return kept
         labelled = self.labelled
         if labelled is None or len(labelled) == 0:
-            argument = "labelled_features" if isinstance(self.forward.model, NoModel) else "labelled"
-            raise ValueError(f"this strategy compares with labelled samples: pass {argument}= with at least one")
+            argument = "labelled_features= with" if isinstance(self.forward.model, NoModel) else "labelled= with"
+            raise ValueError(f"this strategy compares with labelled samples: pass {argument} at least one")
         return self.once("labelled", None, lambda: self.forward.over(labelled).features_and_logits()[0])
 
     def dropout(self, passes: int) -> tuple[Tensor, Tensor]:

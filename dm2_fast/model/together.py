@@ -6,7 +6,6 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from dm2_fast.operations.arguments import shown
 from dm2_fast.operations.arrays import ArrayLike, gather, lengthened
 
 Batch: TypeAlias = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
@@ -32,7 +31,7 @@ class Together:
         for key, part in named.items():
             if not hasattr(part, "shape") or len(part.shape) == 0:
                 raise TypeError(
-                    f"{name}[{key!r}] is {shown(part)}: a {type(parts).__name__} as a pool holds the inputs "
+                    f"{name}[{key!r}] is a {type(part).__name__}: a {type(parts).__name__} as a pool holds the inputs "
                     "of the model, each an array with one row per sample; for samples, use torch.stack"
                 )
         rows = {key: len(part) for key, part in named.items()}
