@@ -153,7 +153,10 @@ def test_random_transforms_draw_from_the_caller_s_state_and_leave_it_as_it_was()
 
     torch.manual_seed(4)
     before = torch.get_rng_state()
+    expected = torch.stack([torch.rand(3) for _ in range(M)])
+    torch.set_rng_state(before)
     first = DatasetPool(Noisy(IMAGES)).read()
+    assert torch.equal(first, expected)  # type: ignore[arg-type]
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(first, DatasetPool(Noisy(IMAGES)).read())  # type: ignore[arg-type]
 
