@@ -84,7 +84,7 @@ def select_from_files(config: SelectConfig, *, echo: Callable[[str], None] | Non
         folder.replace(output)
     if echo:
         if damaged:
-            echo(f"{len(damaged)} damaged images were left out, see damaged.txt")
+            echo(f"left out: {count(len(damaged), 'damaged image')}, see damaged.txt")
         if picked.prepared is not None and picked.prepared.startswith("off: "):
             echo(f"the model runs as it is, since it cannot be prepared, which costs speed: {picked.prepared[5:]}")
         if picked.audit is not None:
