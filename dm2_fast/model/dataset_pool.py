@@ -175,9 +175,9 @@ class _Named(Dataset[Any]):
 
     def _tensor(self, row: int, value: Any, others: list[str | int]) -> Tensor:
         if isinstance(value, (Tensor, np.ndarray)):
-            image = isinstance(value, Tensor) and type(value) is not Tensor  # or another subclass
-            plain = value.detach().as_subclass(Tensor) if image else value
-            found = as_tensor(plain, f"row {row} of {self.name}").cpu()
+            if isinstance(value, Tensor) and type(value) is not Tensor:  # an image of torchvision, say
+                value = value.detach().as_subclass(Tensor)
+            found = as_tensor(value, f"row {row} of {self.name}").cpu()
             if found.element_size() in _BITS:
                 return found
             raise TypeError(f"row {row} of {self.name} holds {_dtype(found.dtype)}: pass real numbers")

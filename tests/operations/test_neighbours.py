@@ -10,7 +10,7 @@ from torch import Tensor
 
 import dm2_fast
 from dm2_fast import Neighbours
-from dm2_fast.operations import neighbours
+from dm2_fast.operations import cpp, neighbours
 from dm2_fast.operations.audit import Audit, recall_of
 
 M = 6000
@@ -301,7 +301,7 @@ def test_the_bound_holds_over_many_draws(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_rows_are_prepared_once_for_all_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[object] = []
-    prepared = neighbours.cpp.prepared
+    prepared = cpp.prepared
 
     def counting(dtype: torch.dtype) -> Any:
         kind, graph = prepared(dtype)
@@ -312,7 +312,7 @@ def test_rows_are_prepared_once_for_all_queries(monkeypatch: pytest.MonkeyPatch)
 
         return make, graph
 
-    monkeypatch.setattr(neighbours.cpp, "prepared", counting)
+    monkeypatch.setattr(cpp, "prepared", counting)
     index = Neighbours(torch.rand(30, 4, generator=torch.Generator().manual_seed(0)), backend="cpp")
     for seed in range(3):
         index.query(torch.rand(1, 4, generator=torch.Generator().manual_seed(seed)), 2)
