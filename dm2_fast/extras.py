@@ -45,9 +45,9 @@ def installed() -> Iterator[tuple[str, str]]:
         extra, package = re.search(r"extra == ['\"]([\w-]+)", line), re.match(r"[\w.-]+", line)
         if extra and package and extra[1] not in ("all", "bench", "docs", "test"):
             of_extra.setdefault(extra[1], []).append(package[0])
-    for extra, packages in of_extra.items():
+    for name, packages in of_extra.items():
         missing = [package for package in packages if not _is_installed(package)]
-        yield extra, f"without {', '.join(missing)} (pip install 'dm2_fast[{extra}]')" if missing else "installed"
+        yield name, f"without {', '.join(missing)} (pip install 'dm2_fast[{name}]')" if missing else "installed"
 
 
 def _is_installed(package: str) -> bool:
