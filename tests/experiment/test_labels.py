@@ -91,6 +91,17 @@ def test_a_run_starts_from_the_labels_that_there_are_and_goes_on_by_those_filled
     assert [int(line["label"]) for line in table[:10]] == load("digits").y[LABELLED].tolist()
 
 
+def test_what_was_skipped_leaves_the_pool(file: Path) -> None:
+    config = config_of(file, strategy="random", options=None, budget=25)
+    waiting = dm2_fast.run(config)
+    assert waiting.to_label is not None
+    asked = fill_in(waiting.to_label, {3: "?", 4: "?", 20: "?"})
+    waiting = dm2_fast.run(config)
+    assert waiting.to_label is not None
+    again = fill_in(waiting.to_label)
+    assert sorted([*LABELLED, *asked, *again]) == list(range(M))
+
+
 def test_twins_of_skipped_rows_are_left_out(file: Path) -> None:
     config = config_of(file, strategy="dm2-at", rounds=1)
     waiting = dm2_fast.run(config)
