@@ -49,6 +49,7 @@ class Round:
             where the model was trained without it.
         ties: Which of equal scores is chosen: that of the lower row, or at random, by a draw of each row.
         names: What the user calls the rows, (m,), all different; None for nothing but their numbers.
+        own_features: Features of the pool (m, e) and of the labelled set (n, e) that do not come from the model.
 
     Attributes:
         seconds: Wall time of each stage so far.
@@ -63,12 +64,13 @@ class Round:
     part: nn.Module | None = None
     names: Sequence[Any] | None = None
     ties: Ties = "lower"
+    own_features: tuple[Tensor, Tensor] | None = None
     seconds: dict[str, float] = field(default_factory=dict, init=False)
     _kept: dict[tuple[str, Hashable], Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.ties not in ("lower", "random"):
-            raise ValueError(f"ties must be lower or random, got {self.ties!r}")
+        if not isinstance(self.ties, str) or self.ties not in ("lower", "random"):
+            raise ValueError(f"ties must be lower or random, got {shown(self.ties)}")
         if not isinstance(self.forward, ForwardPass):
             raise TypeError(f"forward must be a ForwardPass, got {shown(self.forward)}")
         self.seed, self.round = whole("seed", self.seed), whole("round", self.round)
