@@ -9,13 +9,14 @@ Nothing was measured on a GPU; waiting, launches and the host come on top.
 """
 
 import argparse
+import importlib
 import statistics
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from dm2_fast.kernels import codes, filtered, knn
+from dm2_fast.kernels import codes, filtered
 from static_cost import DEVICES, cost, kernels
 from torch import Tensor
 
@@ -23,6 +24,7 @@ import dm2_fast
 from dm2_fast.operations.knn import weights
 
 K = 10
+BLOCK_D = importlib.import_module("dm2_fast.kernels.knn")._TILE["BLOCK_D"]  # the package has a function of that name
 # Of float32 operations, what an SM does of float64 a clock: NVIDIA's architecture papers.
 FLOAT64 = {"sm_80": 1 / 2, "sm_86": 1 / 64, "sm_89": 1 / 64, "sm_90": 1 / 2, "sm_100": 1 / 2, "sm_120": 1 / 64}
 
@@ -57,9 +59,9 @@ def shares(x: Tensor, tiles: int, lists: int) -> tuple[float, float]:
     kth = thresholds(x, order, chosen, w1, w2)
     places = torch.stack([_places(tile, m) for tile in chosen.tolist()])
     rows = order[places.flatten()].long()
-    l1 = codes.l1_within(kth.flatten(), d, d, knn._TILE["BLOCK_D"], w1, w2)
+    l1 = codes.l1_within(kth.flatten(), d, d, BLOCK_D, w1, w2)
     grid = filtered._grid(x[rows], x, l1)
-    some = codes.Codes(x, order[places.flatten()], grid)
+    some = codes.Codes(x[rows], torch.arange(len(rows)), grid)
     reach = codes.reach(l1, some.error, grid.steps)
     pairs = codes.pairs_within(some, some, reach, reach, 0, len(chosen))
     compared = len(pairs) / (len(chosen) * (len(chosen) + 1) / 2)
