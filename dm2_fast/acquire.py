@@ -131,8 +131,9 @@ def select_from(
     strategy = strategies.get(strategy)
     options = strategy.checked(options)
     budget = whole("budget", budget)
-    check_budget(budget, len(round))
+    check_budget(budget, round.total)
     round.seconds = {}
-    picked = check_picked(strategy.choose(round, budget, options), f"strategy {strategy.name}", budget, len(round))
+    chosen = strategy.choose(round, budget, options)
+    picked = check_picked(chosen, f"strategy {strategy.name}", budget, round.total, len(round))
     ids = picked.ids if round.names is None else [round.names[row] for row in picked.indices.tolist()]
     return replace(picked, seconds=round.seconds | picked.seconds, prepared=round.forward.note, ids=ids)

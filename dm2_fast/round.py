@@ -23,9 +23,12 @@ from dm2_fast.model.pools import Pool
 from dm2_fast.model.together import Together
 from dm2_fast.operations.arguments import shown, whole
 from dm2_fast.operations.arrays import ArrayLike, as_integers
+from dm2_fast.operations.knn import Metric
+from dm2_fast.operations.mix import Recipe
 from dm2_fast.operations.multilabel import Over
 from dm2_fast.operations.uncertainty import Uncertainty
 from dm2_fast.picked import Picked, check_budget, check_names, check_picked, check_row_ids, highest
+from dm2_fast.share import Share, Whole
 from dm2_fast.traps import warn_of_ties
 
 __all__ = ["Picked", "Round", "check_budget", "check_names", "check_picked", "check_row_ids", "highest", "stage"]
@@ -49,6 +52,7 @@ class Round:
             where the model was trained without it.
         ties: Which of equal scores is chosen: that of the lower row, or at random, by a draw of each row.
         names: What the user calls the rows, (m,), all different; None for nothing but their numbers.
+        share: Which rows of a larger pool these are; None for all of it.
 
     Attributes:
         seconds: Wall time of each stage so far.
@@ -63,6 +67,7 @@ class Round:
     part: nn.Module | None = None
     names: Sequence[Any] | None = None
     ties: Ties = "lower"
+    share: Share = None  # type: ignore[assignment]
     seconds: dict[str, float] = field(default_factory=dict, init=False)
     _kept: dict[tuple[str, Hashable], Any] = field(default_factory=dict, init=False, repr=False)
 
@@ -72,6 +77,7 @@ class Round:
         if not isinstance(self.forward, ForwardPass):
             raise TypeError(f"forward must be a ForwardPass, got {shown(self.forward)}")
         self.seed, self.round = whole("seed", self.seed), whole("round", self.round)
+        self.share = self.share or Whole(len(self.forward))
         if self.labels is not None:
             self.labels = as_integers(self.labels, "labels")
 
@@ -129,7 +135,12 @@ class Round:
         return made
 
     def __len__(self) -> int:
-        return len(self.forward.inputs)
+        return len(self.forward)
+
+    @property
+    def total(self) -> int:
+        """The rows of the whole pool, of which these may be a part."""
+        return self.share.total
 
     @cached_property
     def ids(self) -> NDArray[np.int64]:
@@ -198,7 +209,7 @@ class Round:
         if head is self.forward.model:
             return self.forward
         features, logits = self.features, self.logits
-        forward = replace(self.forward.through(head), inputs=features, normalize=None)
+        forward = replace(self.forward.through(head), inputs=features, normalize=None, rows=None)
         few = slice(0, 2)
         try:
             alone = forward.over(features[few]).logits()
@@ -252,16 +263,16 @@ class Round:
         forward = self.forward
         with evaluating(forward.model):
             tail = dropout_tail(forward.model, forward.first_rows())
-        if tail is None or tail[1] is not self.head:
+        if tail is None or tail[1] is not self.head or len(self) == 0:
             return forward
-        return replace(forward.through(tail), inputs=self.features, normalize=None)
+        return replace(forward.through(tail), inputs=self.features, normalize=None, rows=None)
 
     def once(self, name: str, key: Hashable, run: Callable[[], T]) -> T:
         """What run returns, computed for the first caller with this name and key; its time is seconds[name]."""
         if (name, key) not in self._kept:
             _ = self.samples
             with self.stage(name):
-                self._kept[name, key] = run()
+                self._kept[name, key] = self.share.once(name, key, run)
         result: T = self._kept[name, key]
         return result
 
@@ -308,6 +319,31 @@ class Round:
                 "entropy, margin, or one that compares features only"
             )
 
+    def nearest(self, k: int, metric: Metric) -> tuple[Tensor, Tensor]:
+        """Distances and numbers of the k nearest rows of each row, by their features (Eqs. 4-6)."""
+        features, options = self.features, {"progress": self.forward.progress, **self.forward.compute}
+        return self.share.once("neighbours", (k, metric), lambda: self.share.nearest(features, k, metric, **options))
+
+    def mixed(
+        self, mixture: Recipe, kind: Uncertainty, space: Literal["input", "features"], rows: Tensor | None = None
+    ) -> Tensor:
+        """The uncertainty (m,) of the mixtures of samples, or of their features (Eqs. 7-10).
+
+        Args:
+            mixture: What each row is mixed with.
+            kind: As in `dm2_fast.uncertainty`.
+            space: Samples run through the model, features through its head.
+            rows: Mix only these of the rows, (n,), and return (n,).
+        """
+        mixture = mixture if rows is None else mixture.of(rows)
+        places = torch.arange(len(self)) if rows is None else rows.cpu()
+        if space == "input" or self.head is self.forward.model:
+            return self.forward.mixed_uncertainty(mixture, kind, places + self.share.first)
+        table, indices = self.share.table(self.features, mixture.indices)
+        if len(self) == 0:
+            return self.forward.uncertainty(self.logits, kind)
+        return self.behind_head.over(table).mixed_uncertainty(replace(mixture, indices=indices), kind, places)
+
     def most_uncertain(self, budget: int, kind: Uncertainty) -> Picked:
         """Choose the budget most uncertain unmixed samples."""
         logits = self.only_logits
@@ -317,8 +353,10 @@ class Round:
 
     def highest(self, scores: Tensor, budget: int, offset: int = 0) -> Tensor:
         """The rows of the budget highest scores after skipping offset of them, ties as `ties` says (Eq. 11)."""
+        scores = self.share.gather(scores)
         if self.ties == "random":
-            draw = torch.from_numpy(draws.uniform(self.seed, self.round, self.ids, "ties")).to(scores.device)
+            ids = self.share.gather(torch.from_numpy(self.ids)).numpy()
+            draw = torch.from_numpy(draws.uniform(self.seed, self.round, ids, "ties")).to(scores.device)
             order = draw.argsort(stable=True)
             return order[highest(scores[order], budget, offset)]
         ordered = scores.sort(descending=True, stable=True).indices

@@ -59,9 +59,9 @@ class Group:
                 raise error if error is not None and repr(error) == repr(other) else other
         return result  # type: ignore[return-value]
 
-    def concatenate(self, rows: Tensor) -> Tensor:
-        """The rows of all processes, (sum of n, ...), in the order of their ranks."""
-        counts = self.gather_objects(len(rows))
+    def concatenate(self, rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+        """The rows of all processes, (sum of n, ...), in the order of their ranks; counts are their numbers, if known."""
+        counts = counts or self.gather_objects(len(rows))
         most = max(counts)
         own = rows.new_zeros(most, *rows.shape[1:])
         own[: len(rows)] = rows

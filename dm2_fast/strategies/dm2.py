@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dm2_fast.model.batches import check_mixable
 from dm2_fast.operations.arguments import number, one_of, whole
-from dm2_fast.operations.knn import Metric, knn, weights
+from dm2_fast.operations.knn import Metric, weights
 from dm2_fast.operations.mix import Mix, Recipe, check_mix, recipe
 from dm2_fast.operations.neighbours import Neighbours
 from dm2_fast.round import Picked, Round, check_budget, highest
@@ -63,10 +63,10 @@ class DM2Config:
 
 def choose(round: Round, budget: int, options: DM2Config) -> Picked:
     """Choose the budget rows whose mixtures score highest, after skipping options.offset."""
-    m, forward = len(round), round.forward
+    m, forward = round.total, round.forward
     check_budget(budget, m, options.offset)
     if options.space == "features":
-        forward = round.behind_head
+        _ = round.behind_head if len(round) else round.head
     else:
         round.check_model()
         check_mixable(round.samples)
@@ -76,10 +76,13 @@ def choose(round: Round, budget: int, options: DM2Config) -> Picked:
     if k < options.k:
         warnings.warn(f"k={options.k} is clamped to {k}: the pool has {m} row{'s' * (m > 1)}", stacklevel=4)
     with round.stage("neighbours"):
-        distances, neighbours, index = torch.empty(m, 0), torch.empty(m, 0, dtype=torch.int64), None
+        n, index = len(round), None
+        distances, neighbours = torch.empty(n, 0), torch.empty(n, 0, dtype=torch.int64)
         if k and options.recall is None:
-            _tell_of_recall(features)
-            distances, neighbours = knn(features, k, options.metric, progress=forward.progress, **forward.compute)
+            _tell_of_recall(features, m)
+            distances, neighbours = round.nearest(k, options.metric)
+        elif k and len(round) < m:
+            raise ValueError("recall= needs the whole pool in one process: leave out recall, or use one process")
         elif k:
             progress = forward.progress
             index = Neighbours(features, options.metric, options.recall, progress=progress, **forward.compute)
@@ -96,7 +99,7 @@ def choose(round: Round, budget: int, options: DM2Config) -> Picked:
     with round.stage("mixed"):
         mixture = mixture_now()
         scores = round.once(
-            "mixed", replace(options, offset=0), lambda: forward.mixed_uncertainty(mixture, options.score)
+            "mixed", replace(options, offset=0), lambda: round.mixed(mixture, options.score, options.space)
         )
     audit = index.audit if index else None
     if index and audit and audit.path == "approximate":
@@ -104,15 +107,15 @@ def choose(round: Round, budget: int, options: DM2Config) -> Picked:
             highest_rows = highest(scores, min(m, options.offset + _EXACT * budget)).sort().values
             distances[highest_rows], neighbours[highest_rows] = index.of(highest_rows, k)
             mixture, scores = mixture_now(), scores.clone()
-            scores[highest_rows] = forward.mixed_uncertainty(mixture, options.score, highest_rows)
+            scores[highest_rows] = round.mixed(mixture, options.score, options.space, highest_rows)
     with round.stage("choose"):
         indices = round.highest(scores, budget, options.offset)
     return Picked(indices, scores, neighbours, distances, mixture, audit)
 
 
-def _tell_of_recall(features: Tensor) -> None:
+def _tell_of_recall(features: Tensor, m: int) -> None:
     """Warn of an exact search on the CPU that may take more than ten minutes."""
-    m, d = features.shape
+    d = features.shape[1]
     minutes = _MILLION_MINUTES * (m / 1e6) ** 1.6 * d / 128 / torch.get_num_threads()
     if features.device.type == "cpu" and minutes > 10:
         warnings.warn(
@@ -124,4 +127,4 @@ def _tell_of_recall(features: Tensor) -> None:
 
 MIXED = Pass("mixed", lambda round, options: choose(round, 1, replace(options, offset=0)))
 
-STRATEGY = Strategy("dm2", choose, DM2Config, passes=(FEATURES, MIXED))
+STRATEGY = Strategy("dm2", choose, DM2Config, passes=(FEATURES, MIXED), in_parts=True)

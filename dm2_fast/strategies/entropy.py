@@ -9,4 +9,4 @@ def choose(round: Round, budget: int, options: None) -> Picked:
     return round.most_uncertain(budget, "entropy")
 
 
-STRATEGY = Strategy("entropy", choose, passes=(LOGITS,))
+STRATEGY = Strategy("entropy", choose, passes=(LOGITS,), in_parts=True)

@@ -9,4 +9,4 @@ def choose(round: Round, budget: int, options: None) -> Picked:
     return round.most_uncertain(budget, "least-confidence")
 
 
-STRATEGY = Strategy("least-confidence", choose, passes=(LOGITS,))
+STRATEGY = Strategy("least-confidence", choose, passes=(LOGITS,), in_parts=True)

@@ -9,4 +9,4 @@ def choose(round: Round, budget: int, options: None) -> Picked:
     return round.most_uncertain(budget, "margin")
 
 
-STRATEGY = Strategy("margin", choose, passes=(LOGITS,))
+STRATEGY = Strategy("margin", choose, passes=(LOGITS,), in_parts=True)
