@@ -131,9 +131,9 @@ def select_from(
     strategy = strategies.get(strategy)
     options = strategy.checked(options)
     budget = whole("budget", budget)
-    check_budget(budget, round.total)
+    check_budget(budget, round.share.total)
     round.seconds = {}
     chosen = strategy.choose(round, budget, options)
-    picked = check_picked(chosen, f"strategy {strategy.name}", budget, round.total, len(round))
+    picked = check_picked(chosen, f"strategy {strategy.name}", budget, round.share.total, len(round))
     ids = picked.ids if round.names is None else [round.names[row] for row in picked.indices.tolist()]
     return replace(picked, seconds=round.seconds | picked.seconds, prepared=round.forward.note, ids=ids)

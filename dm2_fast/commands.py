@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dm2_fast import strategies
+from dm2_fast.distributed import torchrun
 from dm2_fast.experiment import RunConfig, run
 from dm2_fast.info import InfoConfig, check_kernels, info
 from dm2_fast.options import build, option_groups, parser
@@ -11,6 +12,7 @@ from dm2_fast.paper.report import ReportConfig, write_report
 from dm2_fast.paper.sweep import SweepConfig, sweep
 from dm2_fast.paper.table4 import Table4Config, table4
 from dm2_fast.selecting.command import SelectConfig, select_from_files
+from dm2_fast.selecting.config import MergeConfig, shard_of
 
 
 def carry_out(command: str, description: str, given: Sequence[str]) -> None:
@@ -52,6 +54,27 @@ def _run(values: Any) -> None:
 
 def _select(values: Any) -> None:
     folder = select_from_files(build(SelectConfig, values), echo=_echo)
+    if not torchrun.speaks():
+        return
+    if values.shard is not None:
+        print(f"\n{folder.parent}")
+        return
+    print(f"\n{folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
+
+
+def _merge(values: Any) -> None:
+    shards, files = (
+        values.shards,
+        sorted(values.shards.glob("*/config.yaml")) + sorted(values.shards.glob("config.yaml")),
+    )
+    if len(files) != 1:
+        raise ValueError(f"{shards} is no folder of shards: name the one that dm2-fast select --shard wrote")
+    given = ["--config", str(files[0])]
+    asked = parser("select", "", (SelectConfig,), option_groups(given)).parse_args(given)
+    _, parts = shard_of(asked.shard)
+    beside = files[0].parent.parent
+    config = build(SelectConfig, asked, shard=None, output=values.output or beside.with_suffix(""))
+    folder = select_from_files(config, echo=_echo, merge=parts)
     print(f"\n{folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
 
 
@@ -77,6 +100,7 @@ def _info(values: Any) -> None:
 _COMMANDS: dict[str, tuple[tuple[type, ...], Callable[[Any], None]]] = {
     "run": ((RunConfig, SweepConfig), _run),
     "select": ((SelectConfig,), _select),
+    "merge": ((MergeConfig,), _merge),
     "bench": ((Table4Config,), _bench),
     "report": ((ReportConfig,), _report),
     "info": ((InfoConfig,), _info),

@@ -75,7 +75,7 @@ _NAMED = {
     "strategy": ("NAME|MODULE:FUNCTION", strategies.names()),
     "dataset_sha256": ("HEX", ()),
 }
-_POSITIONAL = {"folders": "FOLDER", "table": "table4"}
+_POSITIONAL = {"folders": "FOLDER", "table": "table4", "shards": "FOLDER"}
 
 
 def option_groups(given: Sequence[str]) -> dict[str, type]:
@@ -113,7 +113,7 @@ def parser(command: str, description: str, configs: Iterable[type], groups: dict
 
     Its `error` raises a ValueError of one line.
     """
-    takes = {"report": "FOLDER... ", "bench": "table4 "}.get(command, "")
+    takes = {"report": "FOLDER... ", "bench": "table4 ", "merge": "FOLDER "}.get(command, "")
     made = _Parser(
         prog=f"dm2-fast {command}",
         description=description,

@@ -23,8 +23,6 @@ from dm2_fast.model.pools import Pool
 from dm2_fast.model.together import Together
 from dm2_fast.operations.arguments import shown, whole
 from dm2_fast.operations.arrays import ArrayLike, as_integers
-from dm2_fast.operations.knn import Metric
-from dm2_fast.operations.mix import Recipe
 from dm2_fast.operations.multilabel import Over
 from dm2_fast.operations.uncertainty import Uncertainty
 from dm2_fast.picked import Picked, check_budget, check_names, check_picked, check_row_ids, highest
@@ -136,11 +134,6 @@ class Round:
 
     def __len__(self) -> int:
         return len(self.forward)
-
-    @property
-    def total(self) -> int:
-        """The rows of the whole pool, of which these may be a part."""
-        return self.share.total
 
     @cached_property
     def ids(self) -> NDArray[np.int64]:
@@ -318,31 +311,6 @@ class Round:
                 "this strategy takes one class per sample, by a softmax: with multilabel, use dm2, least-confidence, "
                 "entropy, margin, or one that compares features only"
             )
-
-    def nearest(self, k: int, metric: Metric) -> tuple[Tensor, Tensor]:
-        """Distances and numbers of the k nearest rows of each row, by their features (Eqs. 4-6)."""
-        features, options = self.features, {"progress": self.forward.progress, **self.forward.compute}
-        return self.share.once("neighbours", (k, metric), lambda: self.share.nearest(features, k, metric, **options))
-
-    def mixed(
-        self, mixture: Recipe, kind: Uncertainty, space: Literal["input", "features"], rows: Tensor | None = None
-    ) -> Tensor:
-        """The uncertainty (m,) of the mixtures of samples, or of their features (Eqs. 7-10).
-
-        Args:
-            mixture: What each row is mixed with.
-            kind: As in `dm2_fast.uncertainty`.
-            space: Samples run through the model, features through its head.
-            rows: Mix only these of the rows, (n,), and return (n,).
-        """
-        mixture = mixture if rows is None else mixture.of(rows)
-        places = torch.arange(len(self)) if rows is None else rows.cpu()
-        if space == "input" or self.head is self.forward.model:
-            return self.forward.mixed_uncertainty(mixture, kind, places + self.share.first)
-        table, indices = self.share.table(self.features, mixture.indices)
-        if len(self) == 0:
-            return self.forward.uncertainty(self.logits, kind)
-        return self.behind_head.over(table).mixed_uncertainty(replace(mixture, indices=indices), kind, places)
 
     def most_uncertain(self, budget: int, kind: Uncertainty) -> Picked:
         """Choose the budget most uncertain unmixed samples."""

@@ -60,14 +60,14 @@ class Group:
         return result  # type: ignore[return-value]
 
     def concatenate(self, rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
-        """The rows of all processes, (sum of n, ...), in the order of their ranks; counts are their numbers, if known."""
+        """The rows of all processes, (sum of n, ...), by rank; counts: how many each has, if known."""
         counts = counts or self.gather_objects(len(rows))
         most = max(counts)
         own = rows.new_zeros(most, *rows.shape[1:])
         own[: len(rows)] = rows
         parts = [torch.empty_like(own) for _ in counts]
         with _noticing():
-            dist.all_gather(parts, own, group=self.group)
+            dist.all_gather([_bytes(part) for part in parts], _bytes(own), group=self.group)
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     def broadcast(self, values: Tensor, source: int) -> Tensor:

@@ -35,16 +35,14 @@ class Part:
         self.counts = [bounds[i + 1] - bounds[i] for i in range(group.size)]
 
     def gather(self, values: Tensor) -> Tensor:
-        counts = self.counts if len(values) == self.counts[self.group.rank] else None
-        known = all(self.group.gather_objects(counts is not None))
-        return self.group.concatenate(values, self.counts if known else None)
+        return self.group.concatenate(values, self.counts)
 
     def largest(self, values: Tensor) -> int:
-        own = values.new_full((1,), -torch.inf), torch.tensor([-1])
+        most, row = values.new_full((1,), -torch.inf), values.new_zeros(1, dtype=torch.int64)
         if len(values):
-            own = values.max()[None], self.first + values.argmax()[None].cpu()
-        most, rows = self.group.concatenate(own[0], [1] * self.group.size), self.group.concatenate(own[1])
-        return int(rows[torch.where(rows >= 0, most, -torch.inf).argmax()])
+            most, row = values.max()[None], self.first + values.argmax()[None]
+        every = self.group.concatenate(most, [1] * self.group.size)
+        return int(self.group.concatenate(row, [1] * self.group.size)[every.argmax()])
 
     def row(self, values: Tensor, number: int) -> Tensor:
         owner = self._owner(torch.tensor(number))
@@ -55,7 +53,9 @@ class Part:
     def table(self, values: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
         distinct = torch.unique(numbers)
         remote = distinct[(distinct < self.first) | (distinct >= self.first + len(values))]
-        asked = self.group.exchange(remote.split(torch.bincount(self._owner(remote), minlength=self.group.size).tolist()))
+        asked = self.group.exchange(
+            remote.split(torch.bincount(self._owner(remote), minlength=self.group.size).tolist())
+        )
         answers = torch.cat(self.group.exchange([values[rows - self.first] for rows in asked]))
         places = len(values) + torch.searchsorted(remote, numbers)
         here = (numbers >= self.first) & (numbers < self.first + len(values))
@@ -69,7 +69,8 @@ class Part:
             return run()
         there = self.finished.has(name, key)
         if all(self.group.gather_objects(there)) or (there and name not in TOGETHER):
-            return self.finished.read(name, key)
+            found: T = self.finished.read(name, key)
+            return found
         result = run()
         self.finished.write(name, key, result)
         return result

@@ -1,12 +1,13 @@
 """Exact neighbours of rows that are spread over the processes of a group, each pair of rows met once.
 
-Rows first move to the process of their part of space (cuts.py), so that each finds nearly all of its neighbours where it
-is. Then the shards go round: each process meets the shards of half of the others. A shard carries its codes, all on the
-same grids, and the best neighbours that its rows have so far, whose distances say which pairs are of no use.
+Rows first move to the process of their part of space (cuts.py), so that each finds nearly all of its neighbours where
+it is. Then the shards go round: each process meets the shards of half of the others. A shard carries its codes, all on
+the same grids, and the best neighbours that its rows have so far, whose distances say which pairs are of no use.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -86,8 +87,8 @@ class Shard:
     rows: UnitRows
     ids: Tensor
     codes: Tensor | None = None
-    distances: Tensor = torch.empty(0)
-    indices: Tensor = torch.empty(0)
+    distances: Tensor = field(default_factory=partial(torch.empty, 0))
+    indices: Tensor = field(default_factory=partial(torch.empty, 0))
 
     def begin(self, k: int) -> "Shard":
         """With empty places for k neighbours of each row."""
@@ -198,7 +199,7 @@ class _Ring:
             _merge(own, back)
 
     def _meet(self, own: Shard, here: Any, visitor: Shard, there: Any, owner: int, last: bool, report: Any) -> None:
-        """Each pair of rows of two shards; at the last of an even number, where both owners are at it, each meets half."""
+        """Each pair of rows of two shards; of the last of an even number, which both owners meet, each does half."""
         one, other = (own, here), (visitor, there)
         if owner < self.group.rank:
             one, other = other, one
@@ -282,7 +283,9 @@ def _prepared(shard: Shard, frame: Any, threads: dict[str, int]) -> Any:
     if not len(shard.ids):
         return None
     rows = cpp.array(shard.rows.data), shard.rows.scale.numpy(), shard.ids.numpy()
-    return cpp.shard(shard.rows.scale.dtype)(*rows, frame, None if shard.codes is None else shard.codes.numpy(), **threads)
+    return cpp.shard(shard.rows.scale.dtype)(
+        *rows, frame, None if shard.codes is None else shard.codes.numpy(), **threads
+    )
 
 
 def _merge(own: Shard, back: Shard) -> None:

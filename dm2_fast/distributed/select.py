@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from dm2_fast import strategies
 from dm2_fast.acquire import select_from
 from dm2_fast.distributed.finished import Finished
 from dm2_fast.distributed.group import Group
+from dm2_fast.distributed.offline import Merged, Shard, Waiting
 from dm2_fast.distributed.part import Part, bounds
 from dm2_fast.model.dataset_pool import DatasetPool
 from dm2_fast.model.functions import as_module
@@ -79,7 +81,7 @@ def select_in_parts(
     strategy: str | Strategy | Callable[[Round, int, Any], Picked],
     options: Any,
     group: Group,
-    finished: Any = None,
+    finished: Path | None = None,
 ) -> Picked:
     """`dm2_fast.select_from` of a round of all of the pool, in the processes of a group, each of which does a part.
 
@@ -95,7 +97,7 @@ def select_in_parts(
     kept = None if finished is None else Finished(finished, group.rank, group.size, first, last)
     part = part_of(whole, forward, Part(group, edges, kept), first, last)
     picked = select_from(part, budget, strategy, options)
-    return complete(picked, part)
+    return complete(picked, part, group.rank == 0)
 
 
 def refuse(strategy: Strategy) -> None:
@@ -117,11 +119,16 @@ def part_of(whole: Round, forward: ForwardPass, share: Any, first: int, last: in
     """The round of rows [first, last)."""
     ids = check_row_ids(whole.row_ids, len(forward.inputs))[first:last]
     forward = replace(forward, rows=torch.arange(first, last))
-    return replace(whole, forward=forward, row_ids=ids, share=share)
+    part = replace(whole, forward=forward, row_ids=ids, share=share)
+    for (name, key), value in whole._kept.items():  # arrays that were given
+        if name == "features":
+            value = tuple(None if each is None else each[first:last] for each in value)
+        part._kept[name, key] = value[first:last] if name == "logits" else value
+    return part
 
 
-def complete(picked: Picked, part: Round) -> Picked:
-    """With the scores of all rows; in the process of rank 0 with all that is known of each row."""
+def complete(picked: Picked, part: Round, first: bool) -> Picked:
+    """With the scores of all rows; in the first process with all that is known of each row."""
     share = part.share
     scores = None if picked.scores is None else share.gather(picked.scores)
 
@@ -132,6 +139,50 @@ def complete(picked: Picked, part: Round) -> Picked:
     if mixture is not None:
         mixture = Recipe(share.gather(mixture.indices), all_of(mixture.weights), share.gather(mixture.lam))
     neighbours, distances = all_of(picked.neighbours), all_of(picked.distances)
-    if share.group.rank > 0:
+    if not first:
         neighbours = distances = mixture = None
     return replace(picked, scores=scores, neighbours=neighbours, distances=distances, mixture=mixture)
+
+
+def run_shard(
+    whole: Round,
+    budget: int,
+    strategy: str | Strategy | Callable[[Round, int, Any], Picked],
+    options: Any,
+    which: int,
+    parts: int,
+    folder: Path,
+) -> str:
+    """Do what can be done of part `which` of so many without the others, into a folder; what comes next, in words."""
+    strategy = strategies.get(strategy)
+    refuse(strategy)
+    forward, every, edges = _divided(whole, parts, folder)
+    first, last = edges[which - 1 : which + 1]
+    try:
+        select_from(part_of(whole, forward, Shard(which - 1, every, edges), first, last), budget, strategy, options)
+    except Waiting as waiting:
+        return str(waiting)
+    return "finished; dm2-fast merge does the rest"
+
+
+def merge_shards(
+    whole: Round,
+    budget: int,
+    strategy: str | Strategy | Callable[[Round, int, Any], Picked],
+    options: Any,
+    parts: int,
+    folder: Path,
+) -> Picked:
+    """`dm2_fast.select_from` of a round of which so many parts have been run into a folder.
+
+    Raises:
+        ValueError: a part is missing.
+    """
+    forward, every, edges = _divided(whole, parts, folder)
+    return select_from(part_of(whole, forward, Merged(every, edges), 0, edges[-1]), budget, strategy, options)
+
+
+def _divided(whole: Round, parts: int, folder: Path) -> tuple[ForwardPass, list[Finished], list[int]]:
+    edges = bounds(len(whole.forward.inputs), parts, together(whole.forward))
+    every = [Finished(folder, i, parts, edges[i], edges[i + 1]) for i in range(parts)]
+    return whole.forward, every, edges

@@ -43,7 +43,8 @@ def make_batch(
     """Size rows of the plain or mixed pool, or of some of its rows, from start on.
 
     The recipe has a line for each of these rows. What lies behind their end is filled with copies of the last row: a
-    batch of another shape may round differently. The lock is held while anything is read that need not bear two threads; options go to `mix`.
+    batch of another shape may round differently. The lock is held while anything is read that need not bear two
+    threads; options go to `mix`.
     """
     device, dtype = model_device(model), model_dtype(model)
     places = torch.arange(start, start + size).clamp(max=len(pool if some is None else some) - 1)

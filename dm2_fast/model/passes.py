@@ -201,7 +201,11 @@ class ForwardPass:
                 mean = entropy = torch.zeros((), dtype=torch.float64)
                 for number in range(passes):
                     use(number)
-                    p = outputs(itself.run, batch, self._number(start), keep, self._least_classes)[1].double().softmax(1)
+                    p = (
+                        outputs(itself.run, batch, self._number(start), keep, self._least_classes)[1]
+                        .double()
+                        .softmax(1)
+                    )
                     mean = mean + p / passes
                     entropy = entropy + torch.special.entr(p).sum(1) / passes
                 means.append(mean)
@@ -258,8 +262,7 @@ class ForwardPass:
         rows = self.rows if rows is None else rows
         if rows is not None and len(rows) == 0:  # the shapes of what there is nothing of
             one = None if recipe is None else Recipe(rows.new_zeros(1, 0), None, torch.ones(1))
-            found = self._run(name, one, features, rows.new_zeros(1))
-            return [(some[:0], others[:0]) for some, others in found]
+            return [(first[:0], second[:0]) for first, second in self._run(name, one, features, rows.new_zeros(1))]
         device, autocast, m = model_device(self.model), self._autocast(), len(self.inputs if rows is None else rows)
         engine = self.prepared()
         if features and engine.head is None:

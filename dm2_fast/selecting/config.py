@@ -1,5 +1,6 @@
 """What `dm2-fast select` is asked for."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -50,6 +51,8 @@ class SelectConfig:
         threads: CPU threads; null leaves them as they are.
         output: Folder to write, which must be new; null for one below selections/ that is named after pool, strategy,
             seed and round.
+        shard: i/N does part i of N of the work, without a network, into a folder beside the output; give the command
+            once for each i, on machines that share the files, and then dm2-fast merge with that folder.
         options: Options of the strategy, a dataclass of its own; None for its defaults.
     """
 
@@ -80,6 +83,7 @@ class SelectConfig:
     device: str = "auto"
     threads: int | None = None
     output: Path | None = None
+    shard: str | None = None
     options: Any = None
 
     def __post_init__(self) -> None:
@@ -117,7 +121,30 @@ class SelectConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.shard is not None:
+            shard_of(self.shard)
         if self.round < 0:
             raise ValueError(f"round must be at least 0, got {self.round}")
         if self.layout not in ("nchw", "nhwc"):
             raise ValueError(f"layout must be one of nchw, nhwc, got {self.layout!r}")
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """Where the shards are.
+
+    Args:
+        shards: The folder that dm2-fast select --shard wrote, which ends in .parts.
+        output: Folder to write, which must be new; null for the one that the shards were meant for.
+    """
+
+    shards: Path
+    output: Path | None = None
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """(which, of how many) from `2/4`, the first being 1."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise ValueError(f"shard must be i/N with i from 1 to N, as in 2/4, got {text!r}")
+    return int(found[1]), int(found[2])

@@ -33,7 +33,7 @@ def choose(round: Round, budget: int, options: None) -> Picked:
         uniforms = draws.uniform(round.seed, round.round, np.arange(budget), "seeding").tolist()
         gradients = Gradients(features, logits, round.share, **round.forward.compute)
         weights = gradients.squared_norms
-        free = torch.ones(round.total, dtype=torch.bool, device=weights.device)
+        free = torch.ones(round.share.total, dtype=torch.bool, device=weights.device)
         picks: list[int] = []
         for u in uniforms:
             every = round.share.gather(weights)

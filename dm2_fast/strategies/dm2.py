@@ -63,7 +63,7 @@ class DM2Config:
 
 def choose(round: Round, budget: int, options: DM2Config) -> Picked:
     """Choose the budget rows whose mixtures score highest, after skipping options.offset."""
-    m, forward = round.total, round.forward
+    m, forward = round.share.total, round.forward
     check_budget(budget, m, options.offset)
     if options.space == "features":
         _ = round.behind_head if len(round) else round.head
@@ -80,7 +80,12 @@ def choose(round: Round, budget: int, options: DM2Config) -> Picked:
         distances, neighbours = torch.empty(n, 0), torch.empty(n, 0, dtype=torch.int64)
         if k and options.recall is None:
             _tell_of_recall(features, m)
-            distances, neighbours = round.nearest(k, options.metric)
+            searching = {"progress": forward.progress, **forward.compute}
+            distances, neighbours = round.share.once(
+                "neighbours",
+                (k, options.metric),
+                lambda: round.share.nearest(features, k, options.metric, **searching),
+            )
         elif k and len(round) < m:
             raise ValueError("recall= needs the whole pool in one process: leave out recall, or use one process")
         elif k:
@@ -98,19 +103,29 @@ def choose(round: Round, budget: int, options: DM2Config) -> Picked:
 
     with round.stage("mixed"):
         mixture = mixture_now()
-        scores = round.once(
-            "mixed", replace(options, offset=0), lambda: round.mixed(mixture, options.score, options.space)
-        )
+        scores = round.once("mixed", replace(options, offset=0), lambda: _mixed(round, mixture, options))
     audit = index.audit if index else None
     if index and audit and audit.path == "approximate":
         with round.stage("exact"):
             highest_rows = highest(scores, min(m, options.offset + _EXACT * budget)).sort().values
             distances[highest_rows], neighbours[highest_rows] = index.of(highest_rows, k)
             mixture, scores = mixture_now(), scores.clone()
-            scores[highest_rows] = round.mixed(mixture, options.score, options.space, highest_rows)
+            scores[highest_rows] = _mixed(round, mixture, options, highest_rows)
     with round.stage("choose"):
         indices = round.highest(scores, budget, options.offset)
     return Picked(indices, scores, neighbours, distances, mixture, audit)
+
+
+def _mixed(round: Round, mixture: Recipe, options: DM2Config, rows: Tensor | None = None) -> Tensor:
+    """The uncertainty (m,) of the mixtures of samples, or of their features (Eqs. 7-10); or that of some rows, (n,)."""
+    mixture = mixture if rows is None else mixture.of(rows)
+    places = torch.arange(len(round)) if rows is None else rows.cpu()
+    if options.space == "input" or round.head is round.forward.model:
+        return round.forward.mixed_uncertainty(mixture, options.score, places + round.share.first)
+    table, indices = round.share.table(round.features, mixture.indices)
+    if len(round) == 0:
+        return round.forward.uncertainty(round.logits, options.score)
+    return round.behind_head.over(table).mixed_uncertainty(replace(mixture, indices=indices), options.score, places)
 
 
 def _tell_of_recall(features: Tensor, m: int) -> None:

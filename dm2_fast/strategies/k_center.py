@@ -41,7 +41,7 @@ def k_center_greedy(
     if (tuple(distances.shape), distances.dtype) != want:
         raise ValueError(f"distances must be {want}, got {(tuple(distances.shape), distances.dtype)}")
     share = share or Whole(len(x))
-    free = int(share.gather((distances >= 0).sum()[None]).sum())
+    free = int(share.gather(distances >= 0).sum())
     if not 0 <= budget <= free:
         raise ValueError(f"budget must be in [0, {free}] for {free} rows that may be chosen, got {budget}")
     x = x.to(distances.dtype).contiguous()

@@ -33,7 +33,9 @@ def _check(call: Call, x: Tensor, sizes: list[int], k: int, **options: Any) -> N
     assert torch.equal(distances, expected[0])
 
 
-@pytest.mark.parametrize("sizes", [[900], [500, 400], [450, 450], [300, 300, 300], [100, 300, 250, 250], [899, 1, 0, 0], [0, 600, 0, 300]])
+@pytest.mark.parametrize(
+    "sizes", [[900], [500, 400], [450, 450], [300, 300, 300], [100, 300, 250, 250], [899, 1, 0, 0], [0, 600, 0, 300]]
+)
 def test_the_graph_is_that_of_one_process(in_processes: Call, sizes: list[int]) -> None:
     _check(in_processes, _rows(900), sizes, 7)
 
@@ -43,9 +45,13 @@ def test_the_graph_is_that_of_one_process(in_processes: Call, sizes: list[int]) 
     {"num_threads": 3},
 ])  # fmt: skip
 @pytest.mark.parametrize("processes", [2, 3])
-def test_options_mean_what_they_mean_to_one_process(in_processes: Call, options: dict[str, Any], processes: int) -> None:
+def test_options_mean_what_they_mean_to_one_process(
+    in_processes: Call, options: dict[str, Any], processes: int
+) -> None:
     x = _rows(700)
-    _check(in_processes, x, [700 // processes] * (processes - 1) + [700 - 700 // processes * (processes - 1)], 5, **options)
+    _check(
+        in_processes, x, [700 // processes] * (processes - 1) + [700 - 700 // processes * (processes - 1)], 5, **options
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
