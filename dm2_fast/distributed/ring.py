@@ -6,24 +6,20 @@ the same grids, and the best neighbours that its rows have so far, whose distanc
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dm2_fast.distributed.cuts import Cuts
 from dm2_fast.distributed.group import Group
 from dm2_fast.operations import backends, cpp
 from dm2_fast.operations.arrays import as_floats
+from dm2_fast.operations.cuts import Cuts
 from dm2_fast.operations.knn import Metric, Rows, UnitRows, check_k, matrix, weights
+from dm2_fast.operations.shards import PROBES, SAMPLE, SAMPLE_PER_PART, Shard, as_compared, prepared
 from dm2_fast.progress import tqdm
 
-_SAMPLE = 1000  # rows that the codes are made for
-_SAMPLE_PER_PART = 256  # rows by which space is cut
-_PROBES = 32  # rows of the sample whose k-th distance is looked up
 _MERGED = 2**16  # rows at a time
 
 
@@ -80,35 +76,6 @@ def knn(
     return ring.neighbours(own, module)
 
 
-@dataclass
-class Shard:
-    """Some of the rows, their numbers, codes, and the best neighbours found so far."""
-
-    rows: UnitRows
-    ids: Tensor
-    codes: Tensor | None = None
-    distances: Tensor = field(default_factory=partial(torch.empty, 0))
-    indices: Tensor = field(default_factory=partial(torch.empty, 0))
-
-    def begin(self, k: int) -> "Shard":
-        """With empty places for k neighbours of each row."""
-        self.distances = self.ids.new_full((len(self.ids), k), torch.inf, dtype=self.rows.scale.dtype)
-        self.indices = self.ids.new_full((len(self.ids), k), torch.iinfo(torch.int64).max)
-        return self
-
-    def fixed(self) -> list[Tensor]:
-        """What does not change on the way."""
-        return [self.rows.data, self.rows.scale, self.ids] + ([] if self.codes is None else [self.codes])
-
-    def room(self, count: int, codes: int | None, k: int) -> "Shard":
-        """Room for another shard of so many rows."""
-        rows = self.rows.some(self.ids[:0])
-        rows.data = self.rows.data.new_empty(count, self.rows.data.shape[1])
-        rows.scale = self.rows.scale.new_empty(count, *self.rows.scale.shape[1:])
-        packed = None if codes is None else torch.empty(codes, dtype=torch.uint8)
-        return Shard(rows, self.ids.new_empty(count), packed).begin(k)
-
-
 class _Ring:
     def __init__(
         self, group: Group, counts: list[int], k: int, w1: float, w2: float, threads: dict[str, Any], progress: bool
@@ -120,14 +87,14 @@ class _Ring:
         """By codes, on a CPU."""
         sample = self._sample(own)
         held = self._at_home(own, sample)
-        frame = self._frame(held, sample[:_SAMPLE], module)
+        frame = self._frame(held, sample[:SAMPLE], module)
         self._go_round(held.begin(self.k), frame)
         return self._returned(held)
 
     def _sample(self, own: Shard) -> Tensor:
         """Random rows of all processes as they are compared, float32, the same everywhere."""
         rng = np.random.default_rng(0)
-        numbers = rng.integers(0, self.first[-1], max(_SAMPLE, _SAMPLE_PER_PART * self.group.size))
+        numbers = rng.integers(0, self.first[-1], max(SAMPLE, SAMPLE_PER_PART * self.group.size))
         begin = self.first[self.group.rank]
         mine = torch.from_numpy(np.sort(numbers[(numbers >= begin) & (numbers < begin + len(own.ids))]) - begin)
         sample = self.group.concatenate(as_compared(own.rows, mine).float())
@@ -152,7 +119,7 @@ class _Ring:
 
     def _frame(self, held: Shard, sample: Tensor, module: Any) -> Any:
         """The encoding, made by rank 0 for the k-th distances of a few rows among all rows."""
-        few = sample[:_PROBES].to(held.rows.scale.dtype)
+        few = sample[:PROBES].to(held.rows.scale.dtype)
         probes = Shard(UnitRows(few, "x", unit=False), torch.full((len(few),), -1)).begin(self.k + 1)  # and itself
         if len(held.ids):
             queries = probes.rows.data, probes.rows.scale, probes.ids
@@ -171,7 +138,7 @@ class _Ring:
     def _go_round(self, own: Shard, frame: Any) -> None:
         """Meet the shards of the processes before this one, half of them all; those behind it meet this one's."""
         rank, size = self.group.rank, self.group.size
-        here = _prepared(own, frame, self._number_of_threads())
+        here = prepared(own, frame, self._number_of_threads())
         own.codes = torch.empty(0, dtype=torch.uint8) if here is None else torch.from_numpy(here.codes())
         sizes = self.group.gather_objects((len(own.ids), len(own.codes)))
         visitor, there = own, here
@@ -189,7 +156,7 @@ class _Ring:
                 if coming is not None:
                     sent, received = [visitor.distances, visitor.indices], [coming.distances, coming.indices]
                     self.group.finish(self.group.start(sent, next_rank, received, last_rank))
-                    visitor, there = coming, _prepared(coming, frame, self._number_of_threads())
+                    visitor, there = coming, prepared(coming, frame, self._number_of_threads())
                 step(None)
         if size > 1:
             back = own.room(len(own.ids), None, self.k)
@@ -269,23 +236,6 @@ class _Steps:
     def _step(self, part: float | None) -> None:
         self.ended += part is None
         self.bar.update(100 * self.ended + int(100 * (part or 0)) - self.bar.n)
-
-
-def as_compared(rows: UnitRows, which: Tensor) -> Tensor:
-    """Some of the rows times their scale, (n, d), near enough for codes and cuts."""
-    scale = rows.scale[which]
-    some = rows.data[which].to(scale.dtype)
-    return some * scale[:, None] if scale.ndim == 1 else some * scale[:, :1] * scale[:, 1:]
-
-
-def _prepared(shard: Shard, frame: Any, threads: dict[str, int]) -> Any:
-    """The shard as csrc/bind_shard.hpp has it, with its codes if they came along; None for no rows."""
-    if not len(shard.ids):
-        return None
-    rows = cpp.array(shard.rows.data), shard.rows.scale.numpy(), shard.ids.numpy()
-    return cpp.shard(shard.rows.scale.dtype)(
-        *rows, frame, None if shard.codes is None else shard.codes.numpy(), **threads
-    )
 
 
 def _merge(own: Shard, back: Shard) -> None:

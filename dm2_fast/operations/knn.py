@@ -13,7 +13,7 @@ from torch import Tensor
 from dm2_fast.operations import backends
 from dm2_fast.operations.arguments import one_of, whole
 from dm2_fast.operations.arrays import as_matrix, name_rows
-from dm2_fast.progress import tqdm
+from dm2_fast.progress import tqdm, write
 
 # a tensor, an array, a list of rows, or a table of pandas or polars
 Rows: TypeAlias = Any
@@ -52,8 +52,8 @@ class UnitRows:
     than a float32 holds, scale is (m, 2): first a power of two, which is exact, then 1 / norm of what that gives.
     """
 
-    def __init__(self, x: Tensor, name: str, progress: bool = False, unit: bool = True) -> None:
-        self.data = x
+    def __init__(self, x: Tensor, name: str, progress: bool = False, unit: bool = True, first: int = 0) -> None:
+        self.data, self.first = x, first
         self.block = max(1, _BLOCK_BYTES // (8 * x.shape[1]))
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         self.scale = torch.empty(len(x), dtype=dtype, device=x.device)
@@ -70,7 +70,7 @@ class UnitRows:
             norm = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
             if not bool(((norm > 2.0**-100) & (norm < 2.0**100)).all()):
                 largest = rows.double().abs().amax(1)
-                bad += (i + torch.nonzero(~largest.isfinite())[:, 0]).tolist()
+                bad += (first + i + torch.nonzero(~largest.isfinite())[:, 0]).tolist()
                 wild = (largest > 0) & ((largest > 2.0**100) | (largest < 2.0**-100))
                 if wild.any():
                     power = torch.ones_like(self.scale) if power is None else power
@@ -88,7 +88,7 @@ class UnitRows:
         step = max(1, _NORM_ELEMENTS // self.data.shape[1])
         for i in range(0, len(self.data), step):
             largest = self.data[i : i + step].abs().amax(1)
-            bad = (i + torch.nonzero(~largest.isfinite())[:, 0]).tolist()
+            bad = (self.first + i + torch.nonzero(~largest.isfinite())[:, 0]).tolist()
             if bad:
                 raise ValueError(f"{name} must be finite, got NaN or infinity in {name_rows(bad)}")
             if bool((largest.double() > most).any()):
@@ -184,6 +184,7 @@ def knn(
     recall: float | None = None,
     unit_rows: bool = True,
     per_dimension: bool = True,
+    memory: int | str | None = None,
     backend: str = "auto",
     num_threads: int | None = None,
     progress: bool = False,
@@ -206,6 +207,9 @@ def knn(
         unit_rows: False compares the rows as they are, within 2**60 of 0 (2**500 for float64). The search is as exact;
             it is fast where the columns have one scale, and where one dominates, it may take ten times as long.
         per_dimension: False returns distances d times as large: L1 and L2 themselves, without the division by d.
+        memory: Bytes, or a text such as "4GB", that the exact search on a CPU may take beside what is in memory already,
+            and 300 MB; what needs more goes to temporary files, the result too. None for no limit. With progress=True
+            the plan and the time that it takes are printed.
         backend: "auto", "triton", "cpp" or "torch"; see `dm2_fast.operations.backends`.
         num_threads: Threads of the C++ backend; None for `torch.get_num_threads()`.
         progress: Show a progress bar on a terminal.
@@ -215,7 +219,8 @@ def knn(
         indices: (m, k) int64, never the row's own index; equal distances keep the lower index first.
 
     Raises:
-        ValueError: x is not 2-D or not finite, queries do not match x, or k or recall is out of range.
+        ValueError: x is not 2-D or not finite, queries do not match x, or k or recall is out of range; or memory is too
+            little, and the message names the least that suffices.
         TypeError: the dtype is not listed above.
         RuntimeError: a forced backend cannot run on x, or a recall is asked for where C++ cannot run.
     """
@@ -226,8 +231,18 @@ def knn(
             raise ValueError("recall= is for the neighbours of all rows: leave out queries, or recall")
         if not (unit_rows and per_dimension):
             raise ValueError("recall= is for unit rows and distances per dimension: leave out recall, or the other two")
+        if memory is not None:
+            raise ValueError("memory= is for exact neighbours: leave out recall, or memory")
         options: dict[str, Any] = {"backend": backend, "num_threads": num_threads, "progress": progress}
         return Neighbours(x, metric, recall, **options).graph(k)
+    if memory is not None:
+        if queries is not None:
+            raise ValueError("memory= is for the neighbours of all rows: leave out queries, or memory")
+        x = matrix(x, "x")
+        searching: dict[str, Any] = {"unit_rows": unit_rows, "num_threads": num_threads, "progress": progress}
+        found = _within(x, k, weights(metric, x.shape[1], per_dimension), memory, backend, **searching)
+        if found is not None:
+            return found
     rows, asked = _open(x, queries, "queries", progress, unit_rows)
     most = len(rows) if queries is not None else len(rows) - 1
     k = check_k(k, most, len(rows))
@@ -259,6 +274,43 @@ def knn(
                 module.knn(query_rows, query_scale, query_ids[part], data, scale, ids, *best, w1, w2, **options)
             bar.update(part.stop - bar.n)
     return distances, indices
+
+
+def _within(
+    x: Tensor,
+    k: int,
+    by: tuple[float, float],
+    memory: int | str,
+    backend: str,
+    *,
+    unit_rows: bool,
+    num_threads: int | None,
+    progress: bool,
+) -> tuple[Tensor, Tensor] | None:
+    """`knn` in parts, in files; None where all rows fit into the memory."""
+    from dm2_fast.operations import in_parts
+    from dm2_fast.operations.memory import plan
+
+    k = check_k(k, len(x) - 1, len(x))
+    module = backends.resolve(backend, x, "knn")
+    if not module.WHOLE_PROBLEMS:
+        raise ValueError("memory= is for the C++ backend on a CPU: leave it out, or move x to the CPU")
+    threads = backends.thread_options(module, num_threads).get("num_threads") or torch.get_num_threads()
+    how = plan(x, k, memory, threads)
+    if progress:
+        write(str(how))
+    if how.parts == 1:
+        return None
+    with tqdm(total=100, desc="neighbours", unit="%", leave=False, disable=None if progress else True) as bar:
+        return in_parts.knn(
+            x,
+            k,
+            *by,
+            how,
+            unit_rows=unit_rows,
+            num_threads=threads,
+            report=lambda done: bar.update(int(100 * done) - bar.n),
+        )
 
 
 def pairwise(

@@ -1,35 +1,12 @@
 """Processes of a gloo group that stay for the session and run what a test asks of them."""
 
 import multiprocessing
-import os
 import socket
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
 from typing import Any
 
 import pytest
-import torch.distributed as dist
-
-PROCESSES = 4
-
-
-def _serve(rank: int, port: int, pipe: Connection) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    import torch
-
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=PROCESSES)
-    groups = [dist.new_group(list(range(size))) for size in range(1, PROCESSES + 1)]
-    while True:
-        asked = pipe.recv()
-        if asked is None:
-            break
-        work, size, arguments = asked
-        try:
-            pipe.send((work(groups[size - 1], *arguments), None))
-        except Exception as error:
-            pipe.send((None, error))
-    dist.destroy_process_group()
+from processes import PROCESSES, serve
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +19,7 @@ def in_processes() -> Iterator[Callable[..., list[Any]]]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "torch.distributed", "dm2_fast", "dm2_fast.distributed.ring"])
     pipes = [context.Pipe() for _ in range(PROCESSES)]
-    workers = [context.Process(target=_serve, args=(i, port, there)) for i, (_, there) in enumerate(pipes)]
+    workers = [context.Process(target=serve, args=(i, port, there)) for i, (_, there) in enumerate(pipes)]
     for worker in workers:
         worker.start()
 

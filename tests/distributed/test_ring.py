@@ -9,7 +9,7 @@ from torch import Tensor
 
 import dm2_fast
 from dm2_fast.distributed import ring
-from dm2_fast.distributed.cuts import Cuts
+from dm2_fast.operations.cuts import Cuts
 
 Call = Callable[..., list[Any]]
 

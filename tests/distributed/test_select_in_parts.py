@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import dm2_fast
-from dm2_fast.distributed.select import select
+from dm2_fast.distributed.acquire import select
 
 Call = Callable[..., list[Any]]
 
