@@ -20,7 +20,7 @@ def main() -> None:
     picked = dm2_fast.distributed.select(model, pool, budget=20)
 
     features = torch.randn(500, 32)  # the rows that this process has
-    distances, neighbours = dm2_fast.distributed.knn(features, 10)  # numbers among all 500 * size rows
+    _, neighbours = dm2_fast.distributed.knn(features, 10)  # numbers among all 500 * size rows
     if rank == 0:
         print(f"{picked}; {len(neighbours)} of {500 * size} rows have their neighbours here")
     dist.destroy_process_group()

@@ -95,10 +95,13 @@ class _Parts:
         self.data, self.k, self.weights, self.plan, self.unit, self.threads = data, k, weights, plan, unit_rows, threads
         self.number = torch.empty(0, dtype=torch.float64 if data.dtype == torch.float64 else torch.float32)
         self.ids = torch.empty(0, dtype=torch.int64)
-        self.open = lambda: _Store(files.enter_context(tempfile.TemporaryFile()))
-        self.found, self.codes = self.open(), self.open()
+        self.files = files
+        self.found, self.codes = self._open(), self._open()
         self.shards: list[_Kept] = []
         self.frame: Any = None
+
+    def _open(self) -> "_Store":
+        return _Store(self.files.enter_context(tempfile.TemporaryFile()))
 
     def spread(self) -> None:
         """Write each row to its part, and make the codes' grids for a sample."""
@@ -108,7 +111,7 @@ class _Parts:
         compared = as_compared(sample, torch.arange(len(some)))
         probes = Shard(UnitRows(compared[:PROBES], "x", unit=False), torch.full((PROBES,), -1)).begin(self.k + 1)
         cuts = Cuts(compared.float(), self.plan.parts)
-        parts = [_Kept(self.open(), self.open(), self.open(), 0, 0) for _ in range(self.plan.parts)]
+        parts = [_Kept(self._open(), self._open(), self._open(), 0, 0) for _ in range(self.plan.parts)]
         for first, rows in self._blocks():
             ids = torch.arange(first, first + len(rows))
             queries = probes.rows.data, probes.rows.scale, probes.ids

@@ -207,9 +207,9 @@ def knn(
         unit_rows: False compares the rows as they are, within 2**60 of 0 (2**500 for float64). The search is as exact;
             it is fast where the columns have one scale, and where one dominates, it may take ten times as long.
         per_dimension: False returns distances d times as large: L1 and L2 themselves, without the division by d.
-        memory: Bytes, or a text such as "4GB", that the exact search on a CPU may take beside what is in memory already,
-            and 300 MB; what needs more goes to temporary files, the result too. None for no limit. With progress=True
-            the plan and the time that it takes are printed.
+        memory: Bytes, or a text such as "4GB", that the exact search on a CPU may take beside what is in memory
+            already, and 300 MB; what needs more goes to temporary files, the result too. None for no limit. With
+            progress=True the plan and the time that it takes are printed.
         backend: "auto", "triton", "cpp" or "torch"; see `dm2_fast.operations.backends`.
         num_threads: Threads of the C++ backend; None for `torch.get_num_threads()`.
         progress: Show a progress bar on a terminal.

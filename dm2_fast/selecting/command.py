@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from dm2_fast import extras, plugins, strategies
 from dm2_fast.acquire import select_from
 from dm2_fast.distributed import torchrun
-from dm2_fast.distributed.group import Group
 from dm2_fast.distributed.acquire import merge_shards, run_shard, select_in_parts
+from dm2_fast.distributed.group import Group
 from dm2_fast.experiment.folder.files import naming_file, unfinished
 from dm2_fast.experiment.folder.sheet import draw_chosen
 from dm2_fast.experiment.machine import reproducible, usable_device
