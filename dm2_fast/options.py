@@ -36,7 +36,8 @@ class _Parser(ArgumentParser):
         name = (key[1] or key[2]).replace("-", "_") if key else ""
         if value and name in self.option_types:
             got = value[1].strip("'")
-            message = f"--{name.replace('_', '-')} must be {_words(self.option_types[name])}, got {got}"
+            option = name if name in _POSITIONAL else f"--{name.replace('_', '-')}"
+            message = f"{option} must be {_words(self.option_types[name])}, got {got}"
         near = self._near(unknown[1]) if unknown else None
         meant = f"did you mean {near}? " if near else ""
         raise ValueError(" ".join(message.split()) + f" ({meant}see {self.prog} --help)")
@@ -75,7 +76,7 @@ _NAMED = {
     "strategy": ("NAME|MODULE:FUNCTION", strategies.names()),
     "dataset_sha256": ("HEX", ()),
 }
-_POSITIONAL = {"folders": "FOLDER", "table": "table4", "shards": "FOLDER"}
+_POSITIONAL = {"folders": "FOLDER", "table": "table4", "study": "STUDY", "shards": "FOLDER"}
 
 
 def option_groups(given: Sequence[str]) -> dict[str, type]:
@@ -113,7 +114,8 @@ def parser(command: str, description: str, configs: Iterable[type], groups: dict
 
     Its `error` raises a ValueError of one line.
     """
-    takes = {"report": "FOLDER... ", "bench": "table4 ", "merge": "FOLDER "}.get(command, "")
+    takes = {"report": "FOLDER... ", "bench": "table4 ", "bench study": "STUDY ", "merge": "FOLDER "}.get(command, "")
+    command = command.partition(" ")[0]
     made = _Parser(
         prog=f"dm2-fast {command}",
         description=description,

@@ -50,6 +50,7 @@ class Round:
             where the model was trained without it.
         ties: Which of equal scores is chosen: that of the lower row, or at random, by a draw of each row.
         names: What the user calls the rows, (m,), all different; None for nothing but their numbers.
+        own_features: Features of the pool (m, e) and of the labelled set (n, e) that do not come from the model.
         share: Which rows of a larger pool these are; None for all of it.
 
     Attributes:
@@ -65,6 +66,7 @@ class Round:
     part: nn.Module | None = None
     names: Sequence[Any] | None = None
     ties: Ties = "lower"
+    own_features: tuple[Tensor, Tensor] | None = None
     share: Share = None  # type: ignore[assignment]
     seconds: dict[str, float] = field(default_factory=dict, init=False)
     _kept: dict[tuple[str, Hashable], Any] = field(default_factory=dict, init=False, repr=False)

@@ -73,10 +73,13 @@ def naive_scores(model: Net, pool: Tensor, k: int, metric: str, mix: str, lam: f
         mixed = lam * x + (1 - lam) * np.einsum("mk,mkchw->mchw", weights, x[neighbours])
         mean, std = (np.array(values)[:, None, None] for values in NORMALIZE)
         p = model(torch.from_numpy((mixed - mean) / std).float()).double().softmax(1).numpy()
-    return 1 - p.max(1) if score == "least-confidence" else -(p * np.log(p)).sum(1)
+    ranked = np.sort(p, 1)
+    return {
+        "least-confidence": 1 - p.max(1), "entropy": -(p * np.log(p)).sum(1), "margin": ranked[:, -2] - ranked[:, -1],
+    }[score]  # fmt: skip
 
 
-@pytest.mark.parametrize("score", ["least-confidence", "entropy"])
+@pytest.mark.parametrize("score", ["least-confidence", "entropy", "margin"])
 @pytest.mark.parametrize("mix", ["mean", "random", "weighted"])
 @pytest.mark.parametrize("metric", ["literal", "rms", "l1", "l2"])
 def test_select_is_algorithm_1(model: Net, pool: Tensor, metric: str, mix: str, score: str) -> None:
@@ -400,7 +403,8 @@ def test_wrong_arguments_are_named(model: Net, pool: Tensor, change: dict, error
         ({"offset": -1}, "offset must be at least 0, got -1"),
         ({"metric": "cosine"}, "metric must be one of literal, rms, l1, l2, got 'cosine'"),
         ({"mix": "max"}, "mix must be one of mean, random, weighted, got 'max'"),
-        ({"score": "margin"}, "score must be one of least-confidence, entropy, got 'margin'"),
+        ({"score": "gap"}, "score must be one of least-confidence, entropy, margin, got 'gap'"),
+        ({"batch": "random"}, "batch must be one of highest, kmeans, spread, got 'random'"),
     ],
 )
 def test_wrong_options_are_named_at_the_door(options: dict, message: str) -> None:

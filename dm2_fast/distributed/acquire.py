@@ -89,7 +89,7 @@ def select_in_parts(
         finished: A folder for what each process has finished, read at the next start; None for nowhere.
     """
     strategy = strategies.get(strategy)
-    group.agree(lambda: refuse(strategy))
+    group.agree(lambda: refuse(strategy, options))
     forward = replace(whole.forward, progress=whole.forward.progress and group.rank == 0)
     unit = max(group.gather_objects(group.agree(lambda: together(forward))))
     edges = bounds(len(forward.inputs), group.size, unit)
@@ -100,8 +100,15 @@ def select_in_parts(
     return complete(picked, part, group.rank == 0)
 
 
-def refuse(strategy: Strategy) -> None:
-    """Raise unless the strategy can run in several processes."""
+def refuse(strategy: Strategy, options: Any) -> None:
+    """Raise unless the strategy can run in several processes, with these options."""
+    for option, usual in (("batch", "highest"), ("recall", None)):
+        asked = getattr(strategy.checked(options), option, usual)
+        if asked != usual:
+            raise ValueError(
+                f"{strategy.name} with {option}={asked!r} looks at all of the pool at once and needs one process: "
+                f"leave {option} out, or use one process"
+            )
     if not strategy.in_parts:
         able = [name for name in strategies.names() if strategies.get(name).in_parts]
         raise ValueError(
@@ -155,7 +162,7 @@ def run_shard(
 ) -> str:
     """Do what can be done of part `which` of so many without the others, into a folder; what comes next, in words."""
     strategy = strategies.get(strategy)
-    refuse(strategy)
+    refuse(strategy, options)
     forward, every, edges = _divided(whole, parts, folder)
     first, last = edges[which - 1 : which + 1]
     try:

@@ -76,6 +76,10 @@ class RunConfig:
         download: Let torchvision download a missing data set into data_dir.
         model: Network; null takes the data set's; or a function of your own, called with those of channels, size and
             classes that it names.
+        dropout: Where the network has dropout: before its head; or blocks = behind every block too, as bald and
+            entropy-bayesian want it.
+        features: An .npy file (n, d) with features of the training samples that do not come from the model, learned
+            without labels, say, for strategies that look at them (prob_cover.space=own).
         strategy: How the samples to label are chosen; or a function or `Strategy` of your own.
         oracle: Who labels them: the data set, or a person who fills in the label column of to_label.csv between two
             calls of the same command (file).
@@ -103,6 +107,8 @@ class RunConfig:
     data_dir: Path = Path("data")
     download: bool = False
     model: str | None = None
+    dropout: models.Dropout = "head"
+    features: Path | None = None
     strategy: str = "dm2"
     oracle: Literal["data", "file"] = "data"
     initial: int | None = None
@@ -136,6 +142,9 @@ class RunConfig:
         _check_least("rounds", self.rounds, 0)
         _check_choice("oracle", self.oracle, ("data", "file"))
         _check_choice("ties", self.ties, get_args(Ties))
+        _check_choice("dropout", self.dropout, get_args(models.Dropout))
+        if self.dropout != "head" and self.model is not None and plugins.is_plugin(self.model):
+            raise ValueError(f"dropout={self.dropout!r} is for our models: {self.model} decides about its own")
         if not 0 <= self.eval_epsilon <= 1:
             raise ValueError(f"eval_epsilon must be in [0, 1], got {self.eval_epsilon}")
         for name in ("epochs", "batch_size"):
@@ -168,7 +177,15 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 # Where a run happens is not part of what it is.
 # Options that came later: with these values, a run is what it was before there were any.
-_LATER = {"ties": "lower", "space": "input", "recall": None}
+_LATER = {
+    "ties": "lower",
+    "space": "input",
+    "recall": None,
+    "batch": "highest",
+    "nodes": "hidden",
+    "dropout": "head",
+    "features": None,
+}
 
 _NOT_IDENTITY = ("data_dir", "download", "device", "threads", "output")
 
@@ -229,7 +246,7 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
         raise ValueError(f"strategy {config.strategy} needs another name: {group} is an option of every run")
     if group is not None:
         values[group] = options
-    for name in ("data_dir", "output"):
+    for name in ("data_dir", "output", "features"):
         values[name] = None if values[name] is None else str(values[name])
     return values
 
@@ -241,7 +258,7 @@ def identity(config: RunConfig | dict[str, Any]) -> dict[str, Any]:
     if digest is not None:  # the file may move, its content may not change
         values["dataset"] = f"{Path(values['dataset']).name} ({digest[:12]})"
     values = {name: _but_later(value) if isinstance(value, dict) else value for name, value in values.items()}
-    return {name: value for name, value in _but_later(values).items() if name not in _NOT_IDENTITY}
+    return {name: value for name, value in _but_later(values).items() if name not in _NOT_IDENTITY and value != {}}
 
 
 def _but_later(values: dict[str, Any]) -> dict[str, Any]:
