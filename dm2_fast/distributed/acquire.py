@@ -89,6 +89,8 @@ def select_in_parts(
         finished: A folder for what each process has finished, read at the next start; None for nowhere.
     """
     strategy = strategies.get(strategy)
+    if whole.forward.memory is not None:
+        raise ValueError("memory is for one process: leave it out, since each process takes its part of the rows")
     group.agree(lambda: refuse(strategy, options))
     forward = replace(whole.forward, progress=whole.forward.progress and group.rank == 0)
     unit = max(group.gather_objects(group.agree(lambda: together(forward))))

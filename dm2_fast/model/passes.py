@@ -26,6 +26,7 @@ from dm2_fast.model.together import Batch, Together
 from dm2_fast.operations.arguments import one_of, shown, whole
 from dm2_fast.operations.arrays import ArrayLike, as_tensor
 from dm2_fast.operations.backends import MOST_THREADS, NAMES
+from dm2_fast.operations.memory import release
 from dm2_fast.operations.mix import Normalize, Recipe
 from dm2_fast.operations.multilabel import Over, check_over
 from dm2_fast.operations.probabilities import refuse_probabilities
@@ -57,6 +58,7 @@ class ForwardPass:
         autocast: torch.float16 or torch.bfloat16, to run the model under `torch.autocast`.
         multilabel, these_are_logits: As in `dm2_fast.uncertainty`.
         rows: Which rows of the pool run, (n,) int64, in this order; None for all of them.
+        memory: A budget as in `dm2_fast.knn`; of mapped files, only what is in use then takes memory. None: no limit.
 
     Raises:
         ValueError: the pool is empty, batch_size < 1, or prepare, autocast or multilabel is none of the above.
@@ -75,6 +77,7 @@ class ForwardPass:
     multilabel: Over | None = None
     these_are_logits: bool = False
     rows: Tensor | None = None
+    memory: int | str | None = None
     _shared: Shared = field(default_factory=Shared, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -149,6 +152,8 @@ class ForwardPass:
         features = features if self.rows is None else features[self.rows]
         for start in range(0, len(features), step):
             check_finite("features", features[start : start + step], self._number(start))
+            if self.memory is not None:
+                release(features)
         return features
 
     def logits(self) -> Tensor:
@@ -201,11 +206,8 @@ class ForwardPass:
                 mean = entropy = torch.zeros((), dtype=torch.float64)
                 for number in range(passes):
                     use(number)
-                    p = (
-                        outputs(itself.run, batch, self._number(start), keep, self._least_classes)[1]
-                        .double()
-                        .softmax(1)
-                    )
+                    logits = outputs(itself.run, batch, self._number(start), keep, self._least_classes)[1]
+                    p = logits.double().softmax(1)
                     mean = mean + p / passes
                     entropy = entropy + torch.special.entr(p).sum(1) / passes
                 means.append(mean)
@@ -291,6 +293,8 @@ class ForwardPass:
                         keep = min(count, end - start)
                         number = start if rows is None else int(rows[start])
                         parts.append(outputs(engine.run, batch, number, keep, self._least_classes, features))
+                        if self.memory is not None:
+                            release(self.pool, recipe and recipe.indices)
                     except (RuntimeError, MemoryError) as error:
                         if count == 1 or not out_of_memory(error):
                             raise

@@ -89,7 +89,7 @@ class _Kept:
 
 class _Parts:
     def __init__(
-        self, data: Tensor, k: int, weights: tuple[float, float], plan: Plan, unit_rows: bool, threads: dict[str, int],
+        self, data: Tensor, k: int, weights: tuple[float, float], plan: Plan, unit_rows: bool, threads: dict[str, Any],
         files: ExitStack,
     ) -> None:  # fmt: skip
         self.data, self.k, self.weights, self.plan, self.unit, self.threads = data, k, weights, plan, unit_rows, threads

@@ -6,8 +6,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from dm2_fast.operations.arrays import as_tensor
 
 MOST_PARTS = 64  # of the rows, in files; as many are open at once
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -29,7 +32,7 @@ def as_bytes(memory: int | str) -> int:
 
 def minutes(m: int, d: int, threads: int) -> float:
     """About how long the exact neighbours of m rows take on a CPU; time grows as m^1.6."""
-    return _MILLION_MINUTES * (m / 1e6) ** 1.6 * d / 128 / threads
+    return float(_MILLION_MINUTES * (m / 1e6) ** 1.6 * d / 128 / threads)
 
 
 @dataclass(frozen=True)
@@ -91,12 +94,14 @@ def is_mapped(x: Tensor) -> bool:
     return _mapping(x) is not None
 
 
-def release(x: Tensor) -> None:
-    """Give back the memory of what was read of x, if it lies in a mapped file; it is read again when it is needed."""
-    mapping = _mapping(x)
-    if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
-        first, last = mapping
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
+def release(*read: object) -> None:
+    """Give back the memory of what was read of tensors and arrays that lie in mapped files; the files are read again
+    when it is needed. Anything else is left alone."""
+    for x in read:
+        mapping = _mapping(as_tensor(x, "x")) if isinstance(x, (Tensor, np.ndarray)) else None
+        if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+            first, last = mapping
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
 
 
 def _mapping(x: Tensor) -> tuple[int, int] | None:

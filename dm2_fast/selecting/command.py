@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,7 +23,8 @@ from dm2_fast.experiment.folder.files import naming_file, unfinished
 from dm2_fast.experiment.folder.sheet import draw_chosen
 from dm2_fast.experiment.machine import reproducible, usable_device
 from dm2_fast.model.passes import ForwardPass
-from dm2_fast.operations.arrays import ArrayLike
+from dm2_fast.operations.arrays import ArrayLike, as_tensor
+from dm2_fast.operations.memory import plan
 from dm2_fast.operations.mix import Normalize
 from dm2_fast.round import Picked, Round
 from dm2_fast.selecting import label_studio
@@ -41,6 +43,7 @@ from dm2_fast.selecting.samples import (
     searched,
 )
 from dm2_fast.selecting.trained_run import model_of_run
+from dm2_fast.strategies.dm2 import DM2Config
 from dm2_fast.words import count
 
 _BATCH_BYTES = 2**22  # of features: what a linear head does with fewer costs less than starting it
@@ -118,6 +121,11 @@ def _select(config: SelectConfig, group: Group | None, echo: Callable[[str], Non
                 f"{config.strategy} on {config.pool or config.features}, {len(array)} rows of {array.shape[1:]} "
                 f"{array.dtype}, {len(labelled)} of them labelled, {device}"
             )
+        if config.memory is not None and config.features is not None and isinstance(config.options, DM2Config):
+            features, k = as_tensor(asked.samples, "features"), min(config.options.k, len(unlabelled) - 1)
+            told = str(plan(features, max(k, 1), config.memory, torch.get_num_threads()))
+            if echo:
+                echo(told)
         with plugins.naming(config.model, f"samples of shape {array.shape[1:]}{_layout_hint(config, array)}"):
             how: tuple[int, str, Any] = config.budget, config.strategy, config.options
             if config.shard is not None:
@@ -163,9 +171,18 @@ def _scratch(output: Path, group: Group | None) -> Iterator[Path]:
         with unfinished(output) as scratch:
             if group is not None:
                 group.gather_objects(scratch)
-            yield scratch
+            yield from _temporary(scratch)
     else:
-        yield group.gather_objects(Path())[0]
+        yield from _temporary(group.gather_objects(Path())[0])
+
+
+def _temporary(folder: Path) -> Iterator[Path]:
+    """Yield the folder, in which temporary files are made meanwhile."""
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield folder
+    finally:
+        tempfile.tempdir = before
 
 
 def _default_output(config: SelectConfig) -> Path:
@@ -245,7 +262,8 @@ def _ask(
                 None if config.normalize is None else _statistics(config.normalize),
             )
     size = config.batch_size or batch_size
-    forward = ForwardPass(model.to(device), pool, normalize, head, size, progress=True, multilabel=config.multilabel)
+    options: dict[str, Any] = {"progress": True, "multilabel": config.multilabel, "memory": config.memory}
+    forward = ForwardPass(model.to(device), pool, normalize, head, size, **options)
     return Round(forward, labelled=others, labels=labels, **keys)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dm2_fast import plugins, strategies
+from dm2_fast.operations.memory import as_bytes
 from dm2_fast.operations.multilabel import check_over
 
 
@@ -49,6 +50,8 @@ class SelectConfig:
         batch_size: Samples per forward pass; null for 256, or 4 MB of features.
         device: auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.
         threads: CPU threads; null leaves them as they are.
+        memory: What exact neighbours may take beside what is in memory already, as in 4GB; what needs more goes to
+            files beside the output, which are gone at the end. The plan is printed first. null for no limit.
         output: Folder to write, which must be new; null for one below selections/ that is named after pool, strategy,
             seed and round.
         shard: i/N does part i of N of the work, without a network, into a folder beside the output; give the command
@@ -82,6 +85,7 @@ class SelectConfig:
     batch_size: int | None = None
     device: str = "auto"
     threads: int | None = None
+    memory: str | None = None
     output: Path | None = None
     shard: str | None = None
     options: Any = None
@@ -121,6 +125,8 @@ class SelectConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.memory is not None:
+            as_bytes(self.memory)
         if self.shard is not None:
             shard_of(self.shard)
         if self.round < 0:

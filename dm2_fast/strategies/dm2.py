@@ -10,6 +10,7 @@ from torch import Tensor
 from dm2_fast.model.batches import check_mixable
 from dm2_fast.operations.arguments import number, one_of, whole
 from dm2_fast.operations.knn import Metric, weights
+from dm2_fast.operations.memory import minutes, release
 from dm2_fast.operations.mix import Mix, Recipe, check_mix, recipe
 from dm2_fast.operations.neighbours import Neighbours
 from dm2_fast.operations.uncertainty import Uncertainty
@@ -19,7 +20,6 @@ from dm2_fast.strategy import FEATURES, Pass, Strategy
 from dm2_fast.traps import warn_of_column, warn_of_duplicates
 
 _EXACT = 5  # budgets of rows whose neighbours are searched exactly after an approximate graph
-_MILLION_MINUTES = 2.1  # of one core for a million rows of 128 features: benches/approximate.py
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,8 @@ def choose(round: Round, budget: int, options: DM2Config) -> Picked:
     else:
         round.check_model()
         check_mixable(round.samples)
+    if options.recall is not None and forward.memory is not None:
+        raise ValueError("memory= limits exact neighbours only: leave out recall, or memory")
     features = round.features
     warn_of_column(features)
     k = min(options.k, m - 1)
@@ -96,6 +98,7 @@ def choose(round: Round, budget: int, options: DM2Config) -> Picked:
         if k and options.recall is None:
             _tell_of_recall(features, m)
             searching = {"progress": forward.progress, **forward.compute}
+            searching |= {} if forward.memory is None else {"memory": forward.memory}
             distances, neighbours = round.share.once(
                 "neighbours",
                 (k, options.metric),
@@ -107,6 +110,8 @@ def choose(round: Round, budget: int, options: DM2Config) -> Picked:
             distances, neighbours = index.graph(k)
 
     warn_of_duplicates(distances)
+    if forward.memory is not None:
+        release(distances)
 
     def mixture_now() -> Recipe:
         return recipe(
@@ -149,10 +154,10 @@ def _mixed(round: Round, mixture: Recipe, options: DM2Config, rows: Tensor | Non
 def _tell_of_recall(features: Tensor, m: int) -> None:
     """Warn of an exact search on the CPU that may take more than ten minutes."""
     d = features.shape[1]
-    minutes = _MILLION_MINUTES * (m / 1e6) ** 1.6 * d / 128 / torch.get_num_threads()
-    if features.device.type == "cpu" and minutes > 10:
+    expected = minutes(m, d, torch.get_num_threads())
+    if features.device.type == "cpu" and expected > 10:
         warnings.warn(
-            f"the exact neighbours of {m} rows of {d} features may take {minutes:.0f} minutes: "
+            f"the exact neighbours of {m} rows of {d} features may take {expected:.0f} minutes: "
             "DM2Config(recall=0.95) finds nearly all of them in a fraction of that",
             stacklevel=5,
         )
