@@ -10,13 +10,48 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dm2_fast.operations import cpp
+from dm2_fast.operations import backends, cpp
 from dm2_fast.operations.cuts import Cuts
-from dm2_fast.operations.knn import UnitRows
-from dm2_fast.operations.memory import Plan, release
+from dm2_fast.operations.knn import UnitRows, check_k
+from dm2_fast.operations.memory import Plan, plan, release
 from dm2_fast.operations.shards import PROBES, SAMPLE, SAMPLE_PER_PART, Shard, as_compared, prepared
+from dm2_fast.progress import tqdm, write
 
 _TOGETHER = 2**16  # rows of the result that are written at a time
+
+
+def within(
+    x: Tensor,
+    k: int,
+    w1: float,
+    w2: float,
+    memory: int | str,
+    unit_rows: bool,
+    backend: str,
+    num_threads: int | None,
+    progress: bool,
+) -> tuple[Tensor, Tensor] | None:
+    """`dm2_fast.knn` in parts, by a plan that is printed for progress; None where all rows fit into the memory.
+
+    Raises:
+        ValueError: k or memory does not suit x, or another backend than C++ serves it.
+    """
+    k = check_k(k, len(x) - 1, len(x))
+    module = backends.resolve(backend, x, "knn")
+    if module is not cpp:
+        raise ValueError("memory= is for the C++ backend on a CPU: leave it out, or move x to the CPU")
+    threads = backends.thread_options(module, num_threads).get("num_threads") or torch.get_num_threads()
+    how = plan(x, k, memory, threads)
+    if progress:
+        write(str(how))
+    if how.parts == 1:
+        return None
+    with tqdm(total=100, desc="neighbours", unit="%", leave=False, disable=None if progress else True) as bar:
+
+        def report(done: float) -> None:
+            bar.update(int(100 * done) - bar.n)
+
+        return knn(x, k, w1, w2, how, unit_rows=unit_rows, num_threads=threads, report=report)
 
 
 def knn(

@@ -13,7 +13,7 @@ from torch import Tensor
 from dm2_fast.operations import backends
 from dm2_fast.operations.arguments import one_of, whole
 from dm2_fast.operations.arrays import as_matrix, name_rows
-from dm2_fast.progress import tqdm, write
+from dm2_fast.progress import tqdm
 
 # a tensor, an array, a list of rows, or a table of pandas or polars
 Rows: TypeAlias = Any
@@ -67,7 +67,7 @@ class UnitRows:
         starts = range(0, len(x), step)
         for i in tqdm(starts, desc="norms", leave=False, disable=None if progress else True):
             rows = x[i : i + step].contiguous()  # torch sums in the order of the layout
-            norm = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+            norm = _norms(rows)
             if not bool(((norm > 2.0**-100) & (norm < 2.0**100)).all()):
                 largest = rows.double().abs().amax(1)
                 bad += (first + i + torch.nonzero(~largest.isfinite())[:, 0]).tolist()
@@ -75,7 +75,7 @@ class UnitRows:
                 if wild.any():
                     power = torch.ones_like(self.scale) if power is None else power
                     power[i : i + step] = _power_of_two(torch.where(wild, -torch.frexp(largest).exponent, 0), dtype)
-                    norm = torch.linalg.vector_norm(rows.double() * power[i : i + step, None], dim=1)
+                    norm = _norms(rows.double() * power[i : i + step, None])
             self.scale[i : i + step] = torch.where(norm > 0, 1 / norm, 0)
         if power is not None:
             self.scale = torch.stack((power, self.scale), 1)
@@ -116,6 +116,15 @@ class UnitRows:
         """Block starts: one block where rows are used in place, small ones where reading converts them."""
         in_place = self.scale.ndim == 1 and self.data.dtype == self.scale.dtype and self.data.stride(1) == 1
         return range(0, len(self), len(self) if in_place else self.block)
+
+
+def _norms(rows: Tensor) -> Tensor:
+    """The L2 norms of rows, in double: within 3 eps of it for float64, which vector_norm misses by d / 32 for alike
+    entries since it adds one after another; for float32 that is enough."""
+    if rows.dtype == torch.float64:
+        return rows.square().sum(1).sqrt()
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    return norms
 
 
 def _power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:
@@ -236,11 +245,13 @@ def knn(
         options: dict[str, Any] = {"backend": backend, "num_threads": num_threads, "progress": progress}
         return Neighbours(x, metric, recall, **options).graph(k)
     if memory is not None:
+        from dm2_fast.operations.in_parts import within
+
         if queries is not None:
             raise ValueError("memory= is for the neighbours of all rows: leave out queries, or memory")
         x = matrix(x, "x")
-        searching: dict[str, Any] = {"unit_rows": unit_rows, "num_threads": num_threads, "progress": progress}
-        found = _within(x, k, weights(metric, x.shape[1], per_dimension), memory, backend, **searching)
+        by = weights(metric, x.shape[1], per_dimension)
+        found = within(x, k, *by, memory, unit_rows, backend, num_threads, progress)
         if found is not None:
             return found
     rows, asked = _open(x, queries, "queries", progress, unit_rows)
@@ -274,43 +285,6 @@ def knn(
                 module.knn(query_rows, query_scale, query_ids[part], data, scale, ids, *best, w1, w2, **options)
             bar.update(part.stop - bar.n)
     return distances, indices
-
-
-def _within(
-    x: Tensor,
-    k: int,
-    by: tuple[float, float],
-    memory: int | str,
-    backend: str,
-    *,
-    unit_rows: bool,
-    num_threads: int | None,
-    progress: bool,
-) -> tuple[Tensor, Tensor] | None:
-    """`knn` in parts, in files; None where all rows fit into the memory."""
-    from dm2_fast.operations import in_parts
-    from dm2_fast.operations.memory import plan
-
-    k = check_k(k, len(x) - 1, len(x))
-    module = backends.resolve(backend, x, "knn")
-    if not module.WHOLE_PROBLEMS:
-        raise ValueError("memory= is for the C++ backend on a CPU: leave it out, or move x to the CPU")
-    threads = backends.thread_options(module, num_threads).get("num_threads") or torch.get_num_threads()
-    how = plan(x, k, memory, threads)
-    if progress:
-        write(str(how))
-    if how.parts == 1:
-        return None
-    with tqdm(total=100, desc="neighbours", unit="%", leave=False, disable=None if progress else True) as bar:
-        return in_parts.knn(
-            x,
-            k,
-            *by,
-            how,
-            unit_rows=unit_rows,
-            num_threads=threads,
-            report=lambda done: bar.update(int(100 * done) - bar.n),
-        )
 
 
 def pairwise(
