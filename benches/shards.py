@@ -1,8 +1,10 @@
-"""Exact neighbours over several processes against one process: CPU seconds of all of them, seconds, bytes moved.
+"""Exact neighbours over several processes, and within less memory, against one process: CPU seconds of all of them,
+seconds, bytes moved, and the most memory of a process beyond what it had before the search.
 
-    python benches/shards.py --features FILE.npy [--mix] [--rows M ...] [--processes P ...]
+    python benches/shards.py --features FILE.npy [--mix] [--rows M ...] [--processes P ...] [--memory SIZE ...]
 
 Each process has one thread; the graphs are compared, bit for bit. With --mix the rows are averages of two random ones.
+With --memory they are read from a file that is mapped.
 """
 
 import argparse
@@ -10,6 +12,7 @@ import multiprocessing
 import os
 import resource
 import socket
+import tempfile
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -17,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from process import in_fresh_process
 
 import dm2_fast
 from dm2_fast.distributed import ring
@@ -49,12 +53,26 @@ def work(rank: int, size: int, port: int, args: argparse.Namespace, rows: int, p
 
     Group.start = counted  # type: ignore[method-assign]
     dist.barrier()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     cpu, wall = time.process_time(), time.perf_counter()
     found = ring.knn(x, args.k)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    pipe.send((cpu, wall, moved, peak, [t.numpy() for t in found]))
+    pipe.send((cpu, wall, moved, peak - before, [t.numpy() for t in found]))
     dist.destroy_process_group()
+
+
+def within(file: Path, k: int, memory: str) -> tuple[float, float, float, list[np.ndarray]]:
+    """CPU seconds, seconds, MB beyond what there was before, and the graph."""
+    torch.set_num_threads(1)
+    x = np.load(file, mmap_mode="r")
+    dm2_fast.knn(np.array(x[:1000]), k)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    cpu, wall = time.process_time(), time.perf_counter()
+    found = dm2_fast.knn(x, k, memory=memory)
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return cpu, wall, peak - before, [part.numpy().copy() for part in found]
 
 
 def main() -> None:
@@ -63,10 +81,11 @@ def main() -> None:
     parser.add_argument("--mix", action="store_true")
     parser.add_argument("--rows", type=int, nargs="+", default=[50_000])
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--memory", nargs="*", default=[], metavar="SIZE")
     parser.add_argument("-k", type=int, default=10)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print("| rows | processes | CPU s of all | of one | s | MB sent by one | MB of memory of one |")
+    print("| rows | search | CPU s of all | of one | s | MB sent by one | MB of memory of one |")
     print("|---|---|---|---|---|---|---|")
     for rows in args.rows:
         x = rows_of(args.features, rows, args.mix)
@@ -74,6 +93,14 @@ def main() -> None:
         expected = dm2_fast.knn(x, args.k)
         alone, wall = time.process_time() - cpu, time.perf_counter() - wall
         print(f"| {rows} | `dm2_fast.knn` | {alone:.1f} | | {wall:.1f} | | |", flush=True)
+        for memory in args.memory:
+            with tempfile.TemporaryDirectory() as folder:
+                np.save(Path(folder, "x.npy"), x.numpy())
+                cpu, wall, peak, graph = in_fresh_process(within, Path(folder, "x.npy"), args.k, memory)
+            assert all(np.array_equal(part, want.numpy()) for part, want in zip(graph, expected, strict=True))
+            print(
+                f"| {rows} | memory={memory} | {cpu:.1f} | {cpu / alone:.2f} | {wall:.1f} | | {peak:.0f} |", flush=True
+            )
         del x
         for size in args.processes:
             with socket.socket() as free:
@@ -93,11 +120,10 @@ def main() -> None:
             for part, want in enumerate(expected):
                 assert np.array_equal(np.concatenate([graph[part] for *_, graph in found]), want.numpy())
             cpu = sum(one[0] for one in found)
-            wall, moved, memory = (max(one[i] for one in found) for i in (1, 2, 3))
+            wall, moved, peak = (max(one[i] for one in found) for i in (1, 2, 3))
             ratio = f"{cpu / alone:.2f}"
-            print(
-                f"| {rows} | {size} | {cpu:.1f} | {ratio} | {wall:.1f} | {moved / 1e6:.0f} | {memory:.0f} |", flush=True
-            )
+            sent = f"{moved / 1e6:.0f} | {peak:.0f}"
+            print(f"| {rows} | {size} processes | {cpu:.1f} | {ratio} | {wall:.1f} | {sent} |", flush=True)
 
 
 if __name__ == "__main__":

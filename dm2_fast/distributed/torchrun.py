@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
 from dm2_fast.distributed.group import Group
 
@@ -25,6 +24,8 @@ def started() -> bool:
 def processes() -> Iterator[Group]:
     """The group of all processes that were started together."""
     global _told
+    from torch.distributed.rendezvous import rendezvous
+
     store, rank, size = next(iter(rendezvous("env://", timeout=_PATIENCE)))
     _told = store
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
