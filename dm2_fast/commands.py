@@ -71,9 +71,9 @@ def _merge(values: Any, echo: Callable[[str], None]) -> None:
         raise ValueError(f"{values.shards} is no folder of shards: name the one that dm2-fast select --shard wrote")
     given = ["--config", str(files[0])]
     asked = parser("select", "", (SelectConfig,), option_groups(given)).parse_args(given)
-    output = values.output or values.shards.with_suffix("")
-    _, parts = shard_of(asked.shard)
-    folder = select_from_files(build(SelectConfig, asked, shard=None, output=output), echo=echo, merge=parts)
+    output = values.output or values.shards.with_name(values.shards.name.removesuffix(".parts"))
+    config, (_, parts) = build(SelectConfig, asked, shard=None, output=output), shard_of(asked.shard)
+    folder = select_from_files(config, echo=echo, merge=(files[0].parent, parts))
     echo(f"\n{folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
 
 

@@ -50,7 +50,7 @@ _BATCH_BYTES = 2**22  # of features: what a linear head does with fewer costs le
 
 
 def select_from_files(
-    config: SelectConfig, *, echo: Callable[[str], None] | None = None, merge: int | None = None
+    config: SelectConfig, *, echo: Callable[[str], None] | None = None, merge: tuple[Path, int] | None = None
 ) -> Path:
     """Choose the next samples to label and write selected.csv, scores.npy, config.yaml and, for images, selected.png.
 
@@ -59,7 +59,7 @@ def select_from_files(
     Args:
         config: The files, and how to choose.
         echo: Called with each line of the report as it is known; `print`, say.
-        merge: From how many shards, which `config.shard` has made, the selection is put together.
+        merge: The folder in which `config.shard` made shards, and how many, to put the selection together.
 
     Returns:
         The folder; with `config.shard`, that of the shards. selected.csv has the columns order, row, score and
@@ -80,7 +80,9 @@ def select_from_files(
         return _select(config, group, echo if group.rank == 0 else None, None)
 
 
-def _select(config: SelectConfig, group: Group | None, echo: Callable[[str], None] | None, merge: int | None) -> Path:
+def _select(
+    config: SelectConfig, group: Group | None, echo: Callable[[str], None] | None, merge: tuple[Path, int] | None
+) -> Path:
     """`select_from_files` in this process, which is alone or one of a group, of which rank 0 writes."""
     config = replace(config, options=strategies.get(config.strategy).checked(config.options))
     output = config.output or _default_output(config)
@@ -102,7 +104,7 @@ def _select(config: SelectConfig, group: Group | None, echo: Callable[[str], Non
 
     ids, array, damaged, labelled, labels = read() if group is None else group.agree(read)
     unlabelled = np.flatnonzero(np.bincount(labelled, minlength=len(array)) == 0)
-    parts = parts_folder(config, output)
+    parts = parts_folder(config, output) if merge is None else merge[0]
     threads = config.threads or (torchrun.threads() if group is not None else None)
     with reproducible(threads), naming_file(output), _scratch(output, group) as scratch:
         device = usable_device(torchrun.device(config.device) if group is not None else config.device)
@@ -137,7 +139,7 @@ def _select(config: SelectConfig, group: Group | None, echo: Callable[[str], Non
             if group is not None:
                 picked = select_in_parts(asked, *how, group, parts)
             elif merge is not None:
-                picked = merge_shards(asked, *how, merge, parts)
+                picked = merge_shards(asked, *how, merge[1], parts)
             else:
                 picked = select_from(asked, *how)
         if group is not None and group.rank > 0:
