@@ -1,5 +1,5 @@
 """Exact neighbours over several processes, and within less memory, against one process: CPU seconds of all of them,
-seconds, bytes moved, and the most memory of a process beyond what it had before the search.
+seconds, and megabytes that one process sends.
 
     python benches/shards.py --features FILE.npy [--mix] [--rows M ...] [--processes P ...] [--memory SIZE ...]
 
@@ -10,7 +10,6 @@ With --memory they are read from a file that is mapped.
 import argparse
 import multiprocessing
 import os
-import resource
 import socket
 import tempfile
 import time
@@ -39,7 +38,7 @@ def rows_of(file: Path, rows: int, mix: bool) -> torch.Tensor:
 
 
 def work(rank: int, size: int, port: int, args: argparse.Namespace, rows: int, pipe: Connection) -> None:
-    """One process: its CPU seconds, seconds, bytes sent, largest memory, and the graph of its rows."""
+    """One process: its CPU seconds, seconds, bytes sent, and the graph of its rows."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=size)
@@ -53,26 +52,22 @@ def work(rank: int, size: int, port: int, args: argparse.Namespace, rows: int, p
 
     Group.start = counted  # type: ignore[method-assign]
     dist.barrier()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     cpu, wall = time.process_time(), time.perf_counter()
     found = ring.knn(x, args.k)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    pipe.send((cpu, wall, moved, peak - before, [t.numpy() for t in found]))
+    pipe.send((cpu, wall, moved, [t.numpy() for t in found]))
     dist.destroy_process_group()
 
 
-def within(file: Path, k: int, memory: str) -> tuple[float, float, float, list[np.ndarray]]:
-    """CPU seconds, seconds, MB beyond what there was before, and the graph."""
+def within(file: Path, k: int, memory: str) -> tuple[float, float, list[np.ndarray]]:
+    """CPU seconds, seconds, and the graph."""
     torch.set_num_threads(1)
     x = np.load(file, mmap_mode="r")
     dm2_fast.knn(np.array(x[:1000]), k)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     cpu, wall = time.process_time(), time.perf_counter()
     found = dm2_fast.knn(x, k, memory=memory)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return cpu, wall, peak - before, [part.numpy().copy() for part in found]
+    return cpu, wall, [part.numpy().copy() for part in found]
 
 
 def main() -> None:
@@ -85,22 +80,20 @@ def main() -> None:
     parser.add_argument("-k", type=int, default=10)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print("| rows | search | CPU s of all | of one | s | MB sent by one | MB of memory of one |")
-    print("|---|---|---|---|---|---|---|")
+    print("| rows | search | CPU s of all | of one | s | MB sent by one |")
+    print("|---|---|---|---|---|---|")
     for rows in args.rows:
         x = rows_of(args.features, rows, args.mix)
         cpu, wall = time.process_time(), time.perf_counter()
         expected = dm2_fast.knn(x, args.k)
         alone, wall = time.process_time() - cpu, time.perf_counter() - wall
-        print(f"| {rows} | `dm2_fast.knn` | {alone:.1f} | | {wall:.1f} | | |", flush=True)
+        print(f"| {rows} | `dm2_fast.knn` | {alone:.1f} | | {wall:.1f} | |", flush=True)
         for memory in args.memory:
             with tempfile.TemporaryDirectory() as folder:
                 np.save(Path(folder, "x.npy"), x.numpy())
-                cpu, wall, peak, graph = in_fresh_process(within, Path(folder, "x.npy"), args.k, memory)
+                cpu, wall, graph = in_fresh_process(within, Path(folder, "x.npy"), args.k, memory)
             assert all(np.array_equal(part, want.numpy()) for part, want in zip(graph, expected, strict=True))
-            print(
-                f"| {rows} | memory={memory} | {cpu:.1f} | {cpu / alone:.2f} | {wall:.1f} | | {peak:.0f} |", flush=True
-            )
+            print(f"| {rows} | memory={memory} | {cpu:.1f} | {cpu / alone:.2f} | {wall:.1f} | |", flush=True)
         del x
         for size in args.processes:
             with socket.socket() as free:
@@ -120,9 +113,9 @@ def main() -> None:
             for part, want in enumerate(expected):
                 assert np.array_equal(np.concatenate([graph[part] for *_, graph in found]), want.numpy())
             cpu = sum(one[0] for one in found)
-            wall, moved, peak = (max(one[i] for one in found) for i in (1, 2, 3))
+            wall, moved = (max(one[i] for one in found) for i in (1, 2))
             ratio = f"{cpu / alone:.2f}"
-            sent = f"{moved / 1e6:.0f} | {peak:.0f}"
+            sent = f"{moved / 1e6:.0f}"
             print(f"| {rows} | {size} processes | {cpu:.1f} | {ratio} | {wall:.1f} | {sent} |", flush=True)
 
 
