@@ -23,9 +23,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Each imports itself and those behind it; dm2_fast is the package's own __init__.py.
 ORDER = (
     "__main__", "cli", "commands", "options", "info", "paper", "selecting", "experiment", "adapters", "ops", "dm2_fast",
-    "acquire",
-    "strategies", "plugins", "strategy", "adversarial", "round", "picked", "traps", "model", "operations", "threads",
-    "draws", "terminal", "extras", "progress", "words", "kernels", "_C",
+    "distributed", "acquire", "strategies", "plugins", "strategy", "adversarial", "round", "share", "picked", "traps",
+    "model", "operations", "threads", "draws", "terminal", "extras", "progress", "words", "kernels", "_C",
 )  # fmt: skip
 CORE = ORDER[ORDER.index("dm2_fast") :]
 EXTRAS = ("run", "strategies", "triton", "skactiveml", "baal", "small-text", "tensorboard")
