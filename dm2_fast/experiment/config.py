@@ -95,6 +95,8 @@ class RunConfig:
         device: auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.
         threads: CPU threads; null leaves them as they are.
         eval_epsilon: FGSM step of the reported accuracy under FGSM, in units of the [0, 1] pixel range.
+        eval_attacked: Test samples, drawn at random, on which the last model is attacked by more than FGSM; 0 for none.
+        attack: pgd = PGD-20 with eval_epsilon; or autoattack beside it, which takes hours for deep networks on a CPU.
         eval_batch_size: Samples per forward pass of evaluation and selection.
         output: Folder to write; null for one below runs/ that is named after the configuration.
         options: Options of the strategy, a dataclass of its own (`DM2Config(...)` for dm2); None for its defaults.
@@ -122,6 +124,8 @@ class RunConfig:
     device: str = "auto"
     threads: int | None = None
     eval_epsilon: float = 4 / 255
+    eval_attacked: int = 1000
+    attack: Literal["pgd", "autoattack"] = "pgd"
     eval_batch_size: int = 256
     output: Path | None = None
     options: Any = None
@@ -140,6 +144,8 @@ class RunConfig:
                 continue  # the labels that there are
             _check_least(name, getattr(self, name), 2 if name == "initial" else 1)
         _check_least("rounds", self.rounds, 0)
+        _check_least("eval_attacked", self.eval_attacked, 0)
+        _check_choice("attack", self.attack, ("pgd", "autoattack"))
         _check_choice("oracle", self.oracle, ("data", "file"))
         _check_choice("ties", self.ties, get_args(Ties))
         _check_choice("dropout", self.dropout, get_args(models.Dropout))
@@ -163,6 +169,7 @@ _CHOICES = {"optimizer": ("sgd", "adam"), "augment": ("none", "flip-crop")}
 _ADAM = TrainingConfig(epochs=50, batch_size=96, optimizer="adam", lr=1e-3, weight_decay=0.0, augment="none")
 _SGD = TrainingConfig(epochs=200, batch_size=128, optimizer="sgd", lr=0.1, weight_decay=5e-4, augment="flip-crop")
 
+_CIFAR10 = {"model": "mobilenet", "initial": 1000, "budget": 1000, "rounds": 6, "training": _SGD}
 # Section 6 of the paper. Its learning rate for Adam, its weight decay and its labels per cycle are lost: these are the
 # settings of the code base that its experiments presumably grew from. The recipes of the digits and of a file of one's
 # own are ours.
@@ -170,8 +177,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     "digits": {"model": "cnn", "initial": 20, "budget": 20, "rounds": 9, "training": replace(_ADAM, batch_size=32)},
     "mnist": {"model": "cnn", "initial": 20, "budget": 20, "rounds": 9, "training": _ADAM},
     "fashion-mnist": {"model": "cnn", "initial": 20, "budget": 20, "rounds": 9, "training": _ADAM},
-    "cifar10": {"model": "mobilenet", "initial": 1000, "budget": 1000, "rounds": 6, "training": _SGD},
+    "cifar10": _CIFAR10,
+    **dict.fromkeys(("cifar10s", "cifar10-sym", "cifar10-imb", "cifar10c"), _CIFAR10),
+    "cifar100": {"model": "mobilenet", "initial": 5000, "budget": 2500, "rounds": 6, "training": _SGD},
     "svhn": {"model": "mobilenet", "initial": 7326, "budget": 3663, "rounds": 6, "training": _SGD},
+    "svhnc": {"model": "mobilenet", "initial": 7326, "budget": 3663, "rounds": 6, "training": _SGD},
     "npz": {"model": "cnn", "initial": 20, "budget": 20, "rounds": 9, "training": _ADAM},
 }
 
@@ -185,6 +195,8 @@ _LATER = {
     "nodes": "hidden",
     "dropout": "head",
     "features": None,
+    "eval_attacked": 1000,
+    "attack": "pgd",
 }
 
 _NOT_IDENTITY = ("data_dir", "download", "device", "threads", "output")

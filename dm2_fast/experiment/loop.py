@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dm2_fast import draws, extras, plugins, strategies
 from dm2_fast.acquire import select_from
 from dm2_fast.experiment import models
+from dm2_fast.experiment.attacks import accuracies_under_attack
 from dm2_fast.experiment.config import RunConfig, resolve
 from dm2_fast.experiment.data.own_features import read_features
 from dm2_fast.experiment.data.sets import Data, load
@@ -20,7 +21,7 @@ from dm2_fast.experiment.folder.run_folder import RunFolder
 from dm2_fast.experiment.machine import reproducible, usable_device
 from dm2_fast.experiment.oracle import TO_LABEL, Oracle, ask_function, ask_person, keep_answers, remove_questions
 from dm2_fast.experiment.state import RoundResult, State, newest_state, save_state
-from dm2_fast.experiment.training import evaluate
+from dm2_fast.experiment.training import evaluate, further_tests
 from dm2_fast.experiment.twins import train_round
 from dm2_fast.model.passes import ForwardPass
 from dm2_fast.round import Round, stage
@@ -66,6 +67,8 @@ def run(config: RunConfig, *, oracle: Oracle | None = None, echo: Callable[[str]
         MissingExtra: matplotlib or pyyaml is not installed.
     """
     extras.check("run", "a run", "yaml", "matplotlib")
+    if config.attack == "autoattack":
+        extras.check("robust", "--attack autoattack", "pyautoattack")
     config = resolve(config)
     if oracle is not None and config.oracle == "file":
         raise ValueError("pass oracle= or set config.oracle='file', not both")
@@ -150,6 +153,16 @@ def _round(
     with stage(seconds, "evaluate", device):
         x, y = data.x_test[test], data.y_test[test]
         evaluation = evaluate(model, x, y, data.normalize, config.eval_epsilon, config.eval_batch_size, progress=True)
+        evaluation.others.update(further_tests(model, data, test, config.eval_batch_size))
+    if last and config.eval_attacked:
+        with stage(seconds, "attack", device):
+            attacked = shuffled(torch.arange(len(x)), 0, "test")[: config.eval_attacked]
+            evaluation.others.update(
+                accuracies_under_attack(
+                    model, x[attacked], y[attacked], data.normalize, config.eval_epsilon, config.attack,
+                    config.eval_batch_size, seed=config.seed, progress=True,
+                )
+            )  # fmt: skip
     if not last:
         if config.candidates is not None and config.candidates < len(unlabelled):
             unlabelled = shuffled(unlabelled, config.seed, "candidates", r + 1)[: config.candidates].sort().values
