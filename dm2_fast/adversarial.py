@@ -79,9 +79,9 @@ def pgd(
 
     Specifically, with x, z and the loss as in `fgsm`, each restart repeats
     `x_adv = (x_adv + step_size * grad(loss, x_adv).sign()).clamp(x - epsilon, x + epsilon).clamp(0, 1)` for its steps,
-    and of all that it comes by, the result is what has the highest loss. The first start is x itself, and what FGSM makes
-    of it is looked at too, so the loss is never below that of `fgsm`; the others are drawn uniformly within epsilon,
-    keyed by (seed, restart, row).
+    and of all that it comes by, the result is what has the highest loss. The first start is x itself, and what FGSM
+    makes of it is looked at too, so the loss is never below that of `fgsm`; the others are drawn uniformly within
+    epsilon, keyed by (seed, restart, row).
 
     Args:
         model, x, y, epsilon, normalize, batch_size, progress: As in `fgsm`; the labels that the model predicts are
@@ -193,7 +193,7 @@ class _Attack:
 
     def in_batches(self, attacked: Callable[[slice], Tensor], batch_size: int, name: str, progress: bool) -> Tensor:
         """What attacked returns for slices of the rows, at most batch_size long, halved where memory is short."""
-        batch_size = whole("batch_size", batch_size, 1)
+        batch_size = whole("batch_size", batch_size, 1, 2**31 - 1)
         parts: list[Tensor] = []
         done, size, shortage, n = 0, batch_size, "", len(self.pixels)
         bar = tqdm(total=n, desc=name, leave=False, disable=None if progress else True)

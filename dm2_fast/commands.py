@@ -6,7 +6,7 @@ from typing import Any
 from dm2_fast import strategies
 from dm2_fast.experiment import RunConfig, run
 from dm2_fast.info import InfoConfig, check_kernels, info
-from dm2_fast.options import build, option_groups, parser
+from dm2_fast.options import build, check_files, option_groups, parser
 from dm2_fast.paper.report import ReportConfig, write_comparison_of, write_report
 from dm2_fast.paper.study import StudyConfig, study
 from dm2_fast.paper.sweep import SweepConfig, sweep
@@ -25,6 +25,7 @@ def carry_out(command: str, description: str, given: Sequence[str]) -> None:
         command = "bench study"
     configs, act = _COMMANDS[command]
     groups = option_groups(given)
+    check_files(given, configs, groups)
     values = parser(command, description, configs, groups).parse_args(list(given))
     for one, several in (("--seed", "--seeds"), ("--strategy", "--strategies")):
         if {one, several} <= {argument.partition("=")[0] for argument in given}:

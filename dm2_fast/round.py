@@ -69,8 +69,8 @@ class Round:
     _kept: dict[tuple[str, Hashable], Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.ties not in ("lower", "random"):
-            raise ValueError(f"ties must be lower or random, got {self.ties!r}")
+        if not isinstance(self.ties, str) or self.ties not in ("lower", "random"):
+            raise ValueError(f"ties must be lower or random, got {shown(self.ties)}")
         if not isinstance(self.forward, ForwardPass):
             raise TypeError(f"forward must be a ForwardPass, got {shown(self.forward)}")
         self.seed, self.round = whole("seed", self.seed), whole("round", self.round)

@@ -136,8 +136,6 @@ def test_wrong_arguments_are_named(options: dict, message: str) -> None:
 # Attacks on a trained model
 
 
-
-
 def test_final_attacks_report_pgd_and_warn_of_catastrophic_overfitting(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = network(), images(60, 5)
     mean, std = (torch.tensor(values)[:, None, None] for values in NORMALIZE)

@@ -41,8 +41,8 @@ def accuracies_under_attack(
     under_fgsm, under_pgd = (_accuracy(model, images, y, normalize, batch_size) for images in (step, many))
     if under_fgsm - under_pgd > _OVERFITTED:
         warnings.warn(
-            f"of {len(x)} test samples, {under_fgsm:.0%} are right under FGSM but {under_pgd:.0%} under PGD: the model has "
-            "learned to look good under one step (catastrophic overfitting); judge it by PGD",
+            f"of {len(x)} test samples, {under_fgsm:.0%} are right under FGSM but {under_pgd:.0%} under PGD: the model "
+            "has learned to look good under one step (catastrophic overfitting); judge it by PGD",
             stacklevel=2,
         )
     found = {"accuracy_pgd": under_pgd}

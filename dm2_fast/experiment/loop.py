@@ -81,8 +81,8 @@ def _run(config: RunConfig, oracle: Oracle | None, echo: Callable[[str], None]) 
     data = load(config.dataset, config.data_dir, config.download)
     if config.features is not None:
         data = replace(data, own_features=read_features(config.features, len(data.x)))
-    pool = _subset("pool", len(data.x), config.pool, config.seed)
-    test = _subset("test", len(data.x_test), config.test, 0)  # the same for every seed
+    pool = subset("pool", len(data.x), config.pool, config.seed)
+    test = subset("test", len(data.x_test), config.test, 0)  # the same for every seed
     known, unknown = _known(pool, data)
     missing = int((data.y[pool] < 0).sum())
     if missing and oracle is None and config.oracle == "data" and (config.rounds or config.initial):
@@ -286,7 +286,7 @@ def _sizes(config: RunConfig, pool: int) -> tuple[int, int, int]:
     return initial, budget, rounds
 
 
-def _subset(name: str, n: int, size: int | None, seed: int) -> Tensor:
+def subset(name: str, n: int, size: int | None, seed: int) -> Tensor:
     """size rows of n, drawn at random, in rising order; all of them for None."""
     if size is not None and size > n:
         raise ValueError(f"{name} must be at most {n} for this data set, got {size}")

@@ -6,6 +6,7 @@ from torch import Tensor, nn, zeros
 
 from dm2_fast import extras, plugins
 from dm2_fast.model.head import evaluating, model_device
+from dm2_fast.operations.arguments import shown
 
 NAMES = ("cnn", "mobilenet", "resnet18", "resnet34", "vgg16")
 
@@ -80,7 +81,7 @@ def _drop_behind_blocks(module: nn.Module, rate: float) -> None:
 def _checked(model: nn.Module, name: str, channels: int, size: tuple[int, int], classes: int) -> nn.Module:
     with evaluating(model), plugins.naming(name, f"images of shape {(channels, *size)}"):
         logits = model(zeros(2, channels, *size, device=model_device(model)))
-    got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    got = tuple(logits.shape) if isinstance(logits, Tensor) else shown(logits)
     if got != (2, classes):
         raise ValueError(
             f"model {name} must turn 2 images of {channels}x{size[0]}x{size[1]} into logits of shape (2, {classes}), "

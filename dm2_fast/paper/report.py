@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dm2_fast import extras
-from dm2_fast.experiment.config import identity
+from dm2_fast.experiment.config import flat, identity
 from dm2_fast.experiment.folder.files import read_yaml
 from dm2_fast.paper.curves import Curve, read_curves
 
@@ -159,7 +159,7 @@ def _curves_of(runs: Sequence[_Run]) -> list[Curve]:
 
 def _read(folder: Path) -> _Run:
     try:
-        settings = _flat(identity(read_yaml(folder / "config.yaml")))
+        settings = flat(identity(read_yaml(folder / "config.yaml")))
         seed = int(settings.pop("seed"))
         with (folder / "rounds.csv").open(newline="") as file:
             trainings = [_training(line) for line in csv.DictReader(file)]
@@ -177,13 +177,6 @@ def _training(line: dict[str, str]) -> _Training:
     ]
     accuracy, accuracy_fgsm = float(line["accuracy"]), float(line["accuracy_fgsm"])
     return _Training(int(line["labelled"]), accuracy, accuracy_fgsm, sum(seconds) if seconds else None)
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
 
 
 def _groups(runs: Sequence[_Run]) -> dict[str, list[_Run]]:

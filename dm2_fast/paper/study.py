@@ -103,7 +103,7 @@ def study(config: StudyConfig, *, echo: Callable[[str], None] | None = None) -> 
     if missing:
         echo(f"{count(missing, 'curve')} left: the same command goes on")
     if curves:
-        show(config.output, whole, curves, echo=echo)
+        show(config.output, whole, curves, config.data_dir, config.device, echo=echo)
     return config.output
 
 

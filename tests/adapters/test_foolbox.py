@@ -32,9 +32,7 @@ def trained() -> tuple[nn.Module, Tensor, Tensor]:
 
 @pytest.mark.parametrize("epsilon", [0.03, 0.1])
 @pytest.mark.parametrize("attack", ["fgsm", "pgd"])
-def test_the_success_is_that_of_foolbox(
-    trained: tuple[nn.Module, Tensor, Tensor], attack: str, epsilon: float
-) -> None:
+def test_the_success_is_that_of_foolbox(trained: tuple[nn.Module, Tensor, Tensor], attack: str, epsilon: float) -> None:
     model, x, y = trained
     theirs = foolbox.attacks.LinfFastGradientAttack()
     if attack == "pgd":

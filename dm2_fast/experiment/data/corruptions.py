@@ -1,7 +1,7 @@
 """Corruptions of small colour images after CIFAR-10-C (Hendrycks and Dietterich 2019): those that need no asset.
 
-Their parameters are those of the published script. The draws are keyed by (corruption, severity, number of the image), so
-that an image is the same in any batch and run, and so in the style of the archive, but not its images.
+Their parameters are those of the published script. The draws are keyed by (corruption, severity, number of the image),
+so that an image is the same in any batch and run; so they are in the style of the archive, but not its images.
 """
 
 import math
