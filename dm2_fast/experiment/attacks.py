@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ def accuracies_under_attack(
     Raises:
         MissingExtra: the package of AutoAttack is not installed.
     """
-    options = {"normalize": normalize, "batch_size": batch_size, "progress": progress}
+    options: dict[str, Any] = {"normalize": normalize, "batch_size": batch_size, "progress": progress}
     step, many = fgsm(model, x, y, epsilon, **options), pgd(model, x, y, epsilon, steps=STEPS, seed=seed, **options)
     under_fgsm, under_pgd = (_accuracy(model, images, y, normalize, batch_size) for images in (step, many))
     if under_fgsm - under_pgd > _OVERFITTED:

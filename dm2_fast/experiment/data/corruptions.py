@@ -74,7 +74,7 @@ def _defocus_blur(x: Image, c: tuple[float, ...], generator: np.random.Generator
 def _zoom_blur(x: Image, c: tuple[float, ...], generator: np.random.Generator) -> Image:
     """The mean of the image and its enlargements about the centre by 1, 1.01, ... below this factor."""
     factors = np.arange(1, c[0], 0.01)
-    return (x + sum(_enlarged(x, factor) for factor in factors)) / (len(factors) + 1)
+    return np.asarray((x + sum(_enlarged(x, factor) for factor in factors)) / (len(factors) + 1))
 
 
 def _enlarged(x: Image, factor: float) -> Image:
@@ -93,9 +93,8 @@ def _fog(x: Image, c: tuple[float, ...], generator: np.random.Generator) -> Imag
     amount, decay = c
     brightest = x.max()
     size = 2 ** math.ceil(math.log2(max(x.shape[:2])))
-    return (x + amount * _plasma(size, decay, generator)[: x.shape[0], : x.shape[1], None]) * (
-        brightest / (brightest + amount)
-    )
+    clouds = _plasma(size, decay, generator)[: x.shape[0], : x.shape[1], None]
+    return np.asarray((x + amount * clouds) * (brightest / (brightest + amount)))
 
 
 def _plasma(size: int, decay: float, generator: np.random.Generator) -> NDArray[np.float64]:
@@ -115,14 +114,14 @@ def _plasma(size: int, decay: float, generator: np.random.Generator) -> NDArray[
         clouds[half::step, 0:size:step] = down / 4 + wibble * generator.uniform(-1, 1, down.shape)
         step, wibble = half, wibble / decay
     clouds -= clouds.min()
-    return clouds / clouds.max()
+    return np.asarray(clouds / clouds.max())
 
 
 def _brightness(x: Image, c: tuple[float, ...], generator: np.random.Generator) -> Image:
     """V of HSV is raised: all channels keep their ratio."""
     value = x.max(2, keepdims=True)
     raised = np.clip(value + c[0], 0, 1)
-    return np.where(value > 0, x * raised / np.where(value > 0, value, 1), raised)
+    return np.asarray(np.where(value > 0, x * raised / np.where(value > 0, value, 1), raised))
 
 
 def _saturate(x: Image, c: tuple[float, ...], generator: np.random.Generator) -> Image:
@@ -130,12 +129,12 @@ def _saturate(x: Image, c: tuple[float, ...], generator: np.random.Generator) ->
     value, delta = x.max(2, keepdims=True), np.ptp(x, axis=2, keepdims=True)
     saturation = np.where(value > 0, delta / np.where(value > 0, value, 1), 0)
     share = np.where(delta > 0, (value - x) / np.where(delta > 0, delta, 1), np.array([0.0, 1.0, 1.0]))
-    return value * (1 - np.clip(saturation * c[0] + c[1], 0, 1) * share)
+    return np.asarray(value * (1 - np.clip(saturation * c[0] + c[1], 0, 1) * share))
 
 
 def _contrast(x: Image, c: tuple[float, ...], generator: np.random.Generator) -> Image:
     mean = x.mean((0, 1), keepdims=True)
-    return (x - mean) * c[0] + mean
+    return np.asarray((x - mean) * c[0] + mean)
 
 
 def _pixelate(x: Image, c: tuple[float, ...], generator: np.random.Generator) -> Image:
