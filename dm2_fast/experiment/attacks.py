@@ -93,7 +93,7 @@ def _under_autoattack(
         logging.getLogger("auto-attack").setLevel(logging.WARNING)
         try:
             attack = AutoAttack(network, eps=epsilon, norm="Linf", seed=seed, device=device, version="standard")
-            adversarial = attack.run_standard_evaluation(images, labels, batch_size=batch_size)
+            adversarial, *_ = attack.run_standard_evaluation(images, labels, batch_size=batch_size)
         finally:
             logging.getLogger("auto-attack").setLevel(level)
     return _accuracy(model, adversarial.detach().cpu(), y, normalize, batch_size)
