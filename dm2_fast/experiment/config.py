@@ -91,7 +91,7 @@ class RunConfig:
         dropout: Where the network has dropout: before its head; or blocks = behind every block too, as bald and
             entropy-bayesian want it.
         features: An .npy file (n, d) with features of the training samples that do not come from the model, learned
-            without labels, say, for strategies that look at them (prob_cover.space=own).
+            without labels, say, for strategies that look at them (prob-cover.features=own).
         strategy: How the samples to label are chosen; or a function or `Strategy` of your own.
         oracle: Who labels them: the data set, or a person who fills in the label column of to_label.csv between two
             calls of the same command (file).

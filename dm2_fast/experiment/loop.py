@@ -125,10 +125,6 @@ def _run(config: RunConfig, oracle: Oracle | None, echo: Callable[[str], None]) 
             with plugins.naming(config.model, f"images of shape {tuple(data.x.shape[1:])}"):
                 model = _round(config, oracle, data, pool, test, folder, state, device, echo)
             echo(_line(state.results[-1]))
-            for name, accuracy in state.results[-1].evaluation.others.items():
-                if name in ("accuracy_pgd", "accuracy_autoattack"):
-                    attack = {"accuracy_pgd": "PGD-20", "accuracy_autoattack": "AutoAttack"}[name]
-                    echo(f"under {attack}, on {min(config.eval_attacked, len(test))} test samples: {accuracy:.2%}")
 
 
 def _round(
