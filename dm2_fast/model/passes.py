@@ -1,7 +1,7 @@
 """Forward passes over a pool: features and logits (Eq. 3), and the uncertainty of mixed samples (Eqs. 8-10)."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -184,24 +184,50 @@ class ForwardPass:
             passes: Passes over each batch.
             use: Called with the pass's number before each.
         """
-        means, entropies = [], []
-        itself, m, size = Prepared("off", plain(self.model, None)), len(self.inputs), self.batch_size
-        with evaluating(self.model):
-            for start in self._bar(range(0, m, size), "passes", -(-m // size)):
-                batch, keep = self._batch(None, start, size, self.num_threads), min(size, m - start)
-                mean = entropy = torch.zeros((), dtype=torch.float64)
-                for number in range(passes):
-                    use(number)
-                    p = outputs(itself.run, batch, start, keep, self._least_classes)[1].double().softmax(1)
-                    mean = mean + p / passes
-                    entropy = entropy + torch.special.entr(p).sum(1) / passes
-                means.append(mean)
-                entropies.append(entropy)
+
+        def moments(each: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
+            mean = entropy = torch.zeros((), dtype=torch.float64)
+            for p in each:
+                mean = mean + p / passes
+                entropy = entropy + torch.special.entr(p).sum(1) / passes
+            return mean, entropy
+
+        means, entropies = zip(*self._softmaxes(passes, use, moments), strict=True)
         return torch.cat(means), torch.cat(entropies)
+
+    def softmaxes(self, passes: int, use: Callable[[int], None]) -> Tensor:
+        """The softmax of each pass of `softmax_moments`, (m, passes, C) float64."""
+        return torch.cat(self._softmaxes(passes, use, lambda each: torch.stack(list(each), 1)))
+
+    def _softmaxes(
+        self, passes: int, use: Callable[[int], None], reduce: Callable[[Iterator[Tensor]], Step]
+    ) -> list[Step]:
+        """What reduce makes of the passes' softmax, for each batch."""
+        itself = Prepared("off", plain(self.model, None))
+
+        def softmax(number: int, batch: Batch, start: int, keep: int) -> Tensor:
+            use(number)
+            return outputs(itself.run, batch, start, keep, self._least_classes)[1].double().softmax(1)
+
+        with evaluating(self.model):
+            return [reduce(softmax(number, *part) for number in range(passes)) for part in self.batches("passes")]
+
+    def batches(
+        self, name: str, size: int | None = None, rows: Tensor | None = None
+    ) -> Iterator[tuple[Batch, int, int]]:
+        """The pool, or some of its rows, in batches of one shape: each with the position of its first row, and with how
+        many of its rows count; those behind only fill it."""
+        size, m = size or self.batch_size, len(self.inputs if rows is None else rows)
+        for start in self._bar(range(0, m, size), name, -(-m // size)):
+            yield self._batch(None, start, size, self.num_threads, some=rows), start, min(size, m - start)
 
     def first_rows(self) -> Batch:
         """A batch of the first two rows (one, of a batch_size of one), as the model takes it."""
         return self._batch(None, 0, min(2, self.batch_size))
+
+    def rows(self, rows: Tensor) -> Batch:
+        """Some rows of the pool, (n,) int64, as the model takes them."""
+        return self._batch(None, 0, len(rows), self.num_threads, some=rows)
 
     def uncertainty(self, logits: Tensor, kind: Uncertainty) -> Tensor:
         """`uncertainty` with the backend and threads of this pass, of logits that were checked where they were made."""
