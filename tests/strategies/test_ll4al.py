@@ -83,7 +83,7 @@ def test_blocks_are_the_last_at_each_size_of_the_maps(model: Net, images: Tensor
         find_blocks(nn.Linear(4, 3), torch.rand(2, 4))
     deep = nn.Sequential(*[nn.Sequential(nn.Conv2d(2, 2, 1), nn.MaxPool2d(2)) for _ in range(6)], nn.Flatten())
     deep.append(nn.Linear(8, 3))
-    assert find_blocks(deep, torch.rand(2, 2, 128, 128)) == ("2", "3", "4", "5")
+    assert find_blocks(deep, torch.rand(2, 2, 128, 128)) == ("3.0", "4.0", "5.0", "5")
     assert not any(module._forward_hooks for module in model.modules())
 
 
@@ -161,8 +161,14 @@ def test_select_trains_the_module_beside_the_frozen_network_and_says_so(model: N
         assert torch.equal(select_from(again, 6, "ll4al", options).scores, picked.scores)
 
 
-def test_training_alone_is_adam_on_the_ranking_loss(model: Net, images: Tensor) -> None:
-    """Two epochs by hand: the formulas of Adam, one tensor at a time."""
+def test_training_alone_is_adam_on_the_ranking_loss(
+    model: Net, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two epochs by hand: the formulas of Adam, one tensor at a time; in float64, since Adam divides by rounding errors
+    where a gradient is zero."""
+    module_class = ll4al.LossModule
+    model, images = model.double(), images.double()
+    monkeypatch.setattr(ll4al, "LossModule", lambda *a: module_class(*a).double())
     asked = Round(ForwardPass(model, images[9:], batch_size=8), 7, 3, labelled=images[:9], labels=LABELS)
     options = LL4ALConfig(epochs=2)
     with pytest.warns(UserWarning, match="ll4al trains"):
@@ -191,7 +197,7 @@ def test_training_alone_is_adam_on_the_ranking_loss(model: Net, images: Tensor) 
                 v.mul_(0.999).add_(0.001 * g * g)
                 p -= 1e-3 * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
     for (name, p), q in zip(module.named_parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(p, q, atol=2e-6, rtol=1e-4, msg=name)
+        torch.testing.assert_close(p, q, atol=1e-9, rtol=0, msg=name)
 
 
 QUICK = RunConfig(strategy="ll4al", initial=12, budget=5, rounds=1, pool=60, test=20, training=TrainingConfig(epochs=5))
@@ -202,11 +208,10 @@ def test_in_a_run_it_is_trained_with_the_network_and_changes_it(tmp_path: Path) 
     plain = dm2_fast.run(replace(QUICK, strategy="margin", output=tmp_path / "b"))
     assert "loss-module" not in first.rounds[0].seconds
     assert first.rounds[0].evaluation != plain.rounds[0].evaluation
-    alone = dm2_fast.run(replace(QUICK, options=LL4ALConfig(attached=0.0), output=tmp_path / "c"))
+    alone = dm2_fast.run(replace(QUICK, options=LL4ALConfig(attached=0.0), rounds=0, output=tmp_path / "c"))
     assert alone.rounds[0].evaluation == plain.rounds[0].evaluation
-    for options in (LL4ALConfig(weight=0.1), LL4ALConfig(margin=0.1)):
-        other = dm2_fast.run(replace(QUICK, options=options, output=tmp_path / repr(options)))
-        assert other.rounds[0].evaluation != first.rounds[0].evaluation
+    other = dm2_fast.run(replace(QUICK, options=LL4ALConfig(weight=0.1), rounds=0, output=tmp_path / "e"))
+    assert other.rounds[0].evaluation != first.rounds[0].evaluation
     named = dm2_fast.run(replace(QUICK, options=LL4ALConfig(blocks=["net.0"]), rounds=0, output=tmp_path / "d"))
     assert named.rounds[0].evaluation != first.rounds[0].evaluation
 

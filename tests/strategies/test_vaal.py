@@ -1,5 +1,6 @@
 """VAAL against its definition: losses one sample at a time, and its training by the formulas of Adam."""
 
+import copy
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -220,7 +221,9 @@ def test_in_a_run_it_trains_beside_the_network_and_does_not_reach_it(
     assert seen == [5] * 4 + [0] * 4
     assert "auto-encoder" not in with_parts.rounds[0].seconds
     random = dm2_fast.run(replace(config, strategy="random", options=None, rounds=0, output=tmp_path / "b"))
-    assert with_parts.rounds[0].evaluation == random.rounds[0].evaluation
+    mine, theirs = with_parts.rounds[0].evaluation, random.rounds[0].evaluation
+    assert mine.accuracy == theirs.accuracy
+    assert mine.loss == pytest.approx(theirs.loss, rel=1e-5)  # the draws change the order of the samples in a batch
 
 
 def test_killed_in_its_training_a_run_ends_with_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +252,7 @@ def test_a_checkpoint_has_the_state_of_its_optimizers() -> None:
     x, unlabelled = torch.randn(5, 6), torch.randn(9, 6)
     part, other = made((6,)), made((6,))
     part.loss(step_of(x, unlabelled))
-    other.load_state_dict(part.state_dict())
+    other.load_state_dict(copy.deepcopy(part.state_dict()))
     for one in (part, other):
         torch.manual_seed(5)
         one.loss(step_of(x, unlabelled))
