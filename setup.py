@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["dm2_fast", "dm2_fast.*"]), "dm2_fast.kernels"],
     package_dir={"dm2_fast.kernels": "kernels"},
-    package_data={"dm2_fast": ["py.typed", "_C.pyi"]},
+    package_data={"dm2_fast": ["py.typed", "_C.pyi", "paper/protocols/*.yaml"]},
     ext_modules=[
         Pybind11Extension(
             "dm2_fast._C",

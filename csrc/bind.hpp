@@ -57,6 +57,12 @@ inline void require_apart(const py::array& out, const Arrays& others) {
     }
 }
 
+template <class T>
+void require_numbers(const py::array_t<T, py::array::c_style>& distances) {
+    const T* d = distances.data();
+    require(std::none_of(d, d + distances.size(), [](T x) { return std::isnan(x); }), "distances must not be NaN");
+}
+
 inline std::ptrdiff_t row_stride(const py::array& rows) {
     require(rows.ndim() == 2, "rows must be 2-D");
     if (rows.size() == 0) return 0;

@@ -1,6 +1,9 @@
 // Index and Graph for Python. Each keeps the arrays that it reads alive.
 #pragma once
 
+#include <mutex>
+#include <shared_mutex>
+
 #include "bind.hpp"
 #include "graph.hpp"
 
@@ -17,7 +20,9 @@ struct BoundIndex {
                int num_threads, const std::string& isa, const py::object& report)
         : rows(rows_), scale(scale_) {
         const Rows<T> x = as_rows(rows, scale);
+        require_aligned({rows, scale, ids});
         require(ids.size() == x.n && x.n > 0, "ids must have one value per row");
+        require(std::isfinite(w1) && std::isfinite(w2), "w1 and w2 must be finite");
         require(x.n < std::ptrdiff_t{1} << 31, "rows must be fewer than 2**31");
         require(Bound::holds<T>(x.d, static_cast<T>(w1), static_cast<T>(w2)), "rows have too many features");
         const Scanner& scanner = *as_scanner(isa);
@@ -37,6 +42,10 @@ struct BoundIndex {
         require(distances.ndim() == 2 && distances.shape(0) == q.n && distances.shape(1) > 0 && indices.ndim() == 2 &&
                     indices.shape(0) == q.n && indices.shape(1) == distances.shape(1),
                 "distances and indices must be (queries, k)");
+        require_aligned({queries, query_scale, query_ids, row_ids, distances, indices});
+        require_apart(distances, {queries, query_scale, query_ids, rows, scale, row_ids, indices});
+        require_apart(indices, {queries, query_scale, query_ids, rows, scale, row_ids});
+        require_numbers(distances);
         const Running<T> best{q.n, distances.shape(1), distances.mutable_data(), indices.mutable_data()};
         const std::int64_t *who = query_ids.data(), *whose = row_ids.data();
         Poll poll(report);
@@ -52,19 +61,18 @@ struct BoundGraph {
     Graph<T> graph;
 
     BoundGraph(std::shared_ptr<BoundIndex<T>> index_, const Array<std::int64_t>& ids_, std::ptrdiff_t slots)
-        : index(std::move(index_)), ids(checked(*index, ids_)), graph(*index->index, ids.data(), slots) {
-        require(slots > 0, "slots must be at least 1");
-    }
-    BoundGraph(const BoundGraph& other, const Array<std::int64_t>& ids_)
-        : index(other.index), ids(checked(*index, ids_)), graph(other.graph, ids.data()) {}
+        : index(std::move(index_)), ids(checked(*index, ids_)), graph(*index->index, ids.data(), checked(slots)) {}
+    BoundGraph(const BoundGraph& other, const Array<std::int64_t>& ids_) : BoundGraph(other, ids_, other.reading()) {}
 
     void probe(std::ptrdiff_t from, std::ptrdiff_t to, int num_threads, const py::object& report) {
-        require(0 <= from && from <= to, "ranks must ascend");
+        require(0 <= from && from <= to && to < std::ptrdiff_t{1} << 31, "ranks must ascend, and be fewer than 2**31");
+        const std::unique_lock<std::shared_mutex> turn = changing();
         Poll poll(report);
         py::gil_scoped_release release;
         graph.probe(from, to, num_threads, [&](double part) { poll(part); });
     }
     void join(int num_threads, const py::object& report) {
+        const std::unique_lock<std::shared_mutex> turn = changing();
         Poll poll(report);
         py::gil_scoped_release release;
         graph.join(num_threads, [&](double part) { poll(part); });
@@ -81,6 +89,10 @@ struct BoundGraph {
         };
         require(below(places, index->index->rows.n), "places must be those of rows");
         require(lines.size() == places.size() && below(lines, distances.shape(0)), "lines must be those of distances");
+        require_aligned({places, lines, distances, indices});
+        require_apart(distances, {places, lines, ids, index->rows, index->scale, indices});
+        require_apart(indices, {places, lines, ids, index->rows, index->scale});
+        const std::shared_lock<std::shared_mutex> turn = reading();
         T* d = distances.mutable_data();
         std::int64_t* i = indices.mutable_data();
         const std::ptrdiff_t n = places.size(), k = distances.shape(1);
@@ -90,9 +102,29 @@ struct BoundGraph {
     }
 
 private:
+    mutable std::shared_mutex turns_;  // the lists change in place, and a caller may have several threads
+
+    BoundGraph(const BoundGraph& other, const Array<std::int64_t>& ids_, const std::shared_lock<std::shared_mutex>&)
+        : index(other.index), ids(checked(*index, ids_)), graph(other.graph, ids.data()) {}
+
     static const Array<std::int64_t>& checked(const BoundIndex<T>& index, const Array<std::int64_t>& ids) {
+        require_aligned({ids});
         require(ids.size() == index.index->rows.n, "ids must have one value per row");
         return ids;
+    }
+    static std::ptrdiff_t checked(std::ptrdiff_t slots) {
+        require(0 < slots && slots < 1 << 16, "slots must be at least 1 and fewer than 2**16");
+        return slots;
+    }
+    std::unique_lock<std::shared_mutex> changing() const {
+        std::unique_lock<std::shared_mutex> lock(turns_, std::try_to_lock);
+        if (!lock) throw std::runtime_error("another thread uses this graph: one at a time may extend it");
+        return lock;
+    }
+    std::shared_lock<std::shared_mutex> reading() const {
+        std::shared_lock<std::shared_mutex> lock(turns_, std::try_to_lock);
+        if (!lock) throw std::runtime_error("another thread extends this graph: read it before or after");
+        return lock;
     }
 };
 
@@ -118,7 +150,7 @@ void define_index(py::module_& module, const char* name) {
             return places;
         }, "The rows in the order of their places.");
     py::class_<Lists>(module, graph.c_str(), "Approximate neighbours of prepared rows.")
-        .def(py::init<std::shared_ptr<Bound>, const Array<std::int64_t>&, std::ptrdiff_t>(), py::arg("index"),
+        .def(py::init<std::shared_ptr<Bound>, const Array<std::int64_t>&, std::ptrdiff_t>(), py::arg("index").none(false),
              py::arg("ids").noconvert(), py::arg("slots"))
         .def(py::init<const Lists&, const Array<std::int64_t>&>(), py::arg("graph"), py::arg("ids").noconvert(),
              "The same graph without the rows whose id is negative now.")

@@ -43,8 +43,7 @@ void knn(const py::array& queries, const Array<T>& query_scale, const Array<std:
     require_aligned({queries, query_scale, query_ids, rows, row_scale, row_ids, distances, indices});
     require_apart(distances, {queries, query_scale, query_ids, rows, row_scale, row_ids, indices});
     require_apart(indices, {queries, query_scale, query_ids, rows, row_scale, row_ids});
-    require(std::none_of(distances.data(), distances.data() + distances.size(), [](T x) { return std::isnan(x); }),
-            "distances must not be NaN");
+    require_numbers(distances);
     require(std::isfinite(w1) && std::isfinite(w2), "w1 and w2 must be finite");
     const dm2::Problem<T> problem{q, query_ids.data(), x, row_ids.data(), static_cast<T>(w1), static_cast<T>(w2)};
     const dm2::Running<T> best{q.n, distances.shape(1), distances.mutable_data(), indices.mutable_data()};
@@ -63,6 +62,8 @@ py::array_t<bool> survives(const py::array& rows, const Array<T>& scale, double 
     const dm2::Rows<T> x = as_rows(rows, scale);
     require_aligned({rows, scale});
     require(x.n > 0, "rows must hold at least one row");
+    require(dm2::Bound::holds<T>(x.d, static_cast<T>(w1), static_cast<T>(w2)), "w1 and w2 must not be negative");
+    require(clip > 0 && error >= 0, "clip must be positive, and error not negative");
     const std::ptrdiff_t width = dm2::padded(x.d);
     std::vector<T> read(static_cast<std::size_t>(x.n * width)), distance(static_cast<std::size_t>(x.n));
     x.read(0, x.n, read.data());

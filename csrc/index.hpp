@@ -33,6 +33,7 @@ struct Index {
     template <class Report>
     void search(const Rows<T>& queries, const std::int64_t* query_ids, const std::int64_t* row_ids,
                 const Running<T>& best, int num_threads, const Report& report) const {
+        if (queries.n == 0) return;
         const DefaultArithmetic arithmetic;
         const auto quiet = [&](double) { report(0.0); };
         const Side<T> asked(queries, folds, grids, num_threads, quiet);

@@ -53,7 +53,7 @@ def fgsm(
     threads_of_torch()
     check_model(model)
     epsilon = number("epsilon", epsilon, "at least 0 and finite", lambda value: value >= 0)
-    batch_size = whole("batch_size", batch_size, 1)
+    batch_size = whole("batch_size", batch_size, 1, 2**31 - 1)
     pixels = to_pixels(x)
     if y is not None:
         y = as_integers(y, "y")

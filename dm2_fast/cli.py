@@ -14,7 +14,7 @@ from dm2_fast.extras import MissingExtra
 COMMANDS = {
     "run": "Run active learning on a data set and write a folder of results.",
     "select": "Choose the next samples to label from files of your own.",
-    "bench": "Time one acquisition of every method: the table that the paper calls 4.",
+    "bench": "Run a study (probe, table1, table2, table3, table5, figure1, figure4), or time every method (table4).",
     "report": "Compare runs: a table and a plot of mean and standard deviation.",
     "info": "Say what is installed, which devices, backends and data sets there are.",
 }

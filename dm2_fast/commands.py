@@ -6,8 +6,9 @@ from typing import Any
 from dm2_fast import strategies
 from dm2_fast.experiment import RunConfig, run
 from dm2_fast.info import InfoConfig, check_kernels, info
-from dm2_fast.options import build, option_groups, parser
-from dm2_fast.paper.report import ReportConfig, write_report
+from dm2_fast.options import build, check_files, option_groups, parser
+from dm2_fast.paper.report import ReportConfig, write_comparison_of, write_report
+from dm2_fast.paper.study import StudyConfig, study
 from dm2_fast.paper.sweep import SweepConfig, sweep
 from dm2_fast.paper.table4 import Table4Config, table4
 from dm2_fast.selecting.command import SelectConfig, select_from_files
@@ -20,8 +21,11 @@ def carry_out(command: str, description: str, given: Sequence[str]) -> None:
         ValueError, TypeError, OSError: what the user can mend, in one line.
         SystemExit: an argument is wrong, which has been said, or was `--help`.
     """
+    if command == "bench" and given[:1] != ["table4"]:
+        command = "bench study"
     configs, act = _COMMANDS[command]
     groups = option_groups(given)
+    check_files(given, configs, groups)
     values = parser(command, description, configs, groups).parse_args(list(given))
     for one, several in (("--seed", "--seeds"), ("--strategy", "--strategies")):
         if {one, several} <= {argument.partition("=")[0] for argument in given}:
@@ -60,10 +64,19 @@ def _bench(values: Any) -> None:
     print(f"\n{folder}: table4.md, table4.csv, table4.png, timings.csv (every single one)")
 
 
+def _study(values: Any) -> None:
+    folder = study(build(StudyConfig, values), echo=_echo)
+    print(f"\n{folder}: {', '.join(sorted(file.name for file in folder.iterdir() if not file.name.startswith('.')))}")
+
+
 def _report(values: Any) -> None:
     config = build(ReportConfig, values)
-    folder = write_report(config.folders, config.output, echo=_echo)
-    print(f"\n{folder}: report.csv, report.png")
+    if config.against is None:
+        folder = write_report(config.folders, config.output, echo=_echo)
+        print(f"\n{folder}: report.csv, report.png")
+        return
+    folder = write_comparison_of(config, echo=_echo)
+    print(f"\n{folder}: comparison.md, comparison.csv and pictures")
 
 
 def _info(values: Any) -> None:
@@ -78,6 +91,7 @@ _COMMANDS: dict[str, tuple[tuple[type, ...], Callable[[Any], None]]] = {
     "run": ((RunConfig, SweepConfig), _run),
     "select": ((SelectConfig,), _select),
     "bench": ((Table4Config,), _bench),
+    "bench study": ((StudyConfig,), _study),
     "report": ((ReportConfig,), _report),
     "info": ((InfoConfig,), _info),
 }

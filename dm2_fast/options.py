@@ -3,7 +3,8 @@
 import difflib
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from dm2_fast.experiment import models
 from dm2_fast.experiment.config import RECIPES, RunConfig, TrainingConfig
 from dm2_fast.experiment.data import sets
 from dm2_fast.experiment.folder.files import read_yaml
+from dm2_fast.operations.arguments import shown
 from dm2_fast.strategy import Strategy
 
 with extras.needed("run", "the command dm2-fast"):
@@ -36,7 +38,8 @@ class _Parser(ArgumentParser):
         name = (key[1] or key[2]).replace("-", "_") if key else ""
         if value and name in self.option_types:
             got = value[1].strip("'")
-            message = f"--{name.replace('_', '-')} must be {_words(self.option_types[name])}, got {got}"
+            option = name if name in _POSITIONAL else f"--{name.replace('_', '-')}"
+            message = f"{option} must be {_words(self.option_types[name])}, got {got}"
         near = self._near(unknown[1]) if unknown else None
         meant = f"did you mean {near}? " if near else ""
         raise ValueError(" ".join(message.split()) + f" ({meant}see {self.prog} --help)")
@@ -75,7 +78,7 @@ _NAMED = {
     "strategy": ("NAME|MODULE:FUNCTION", strategies.names()),
     "dataset_sha256": ("HEX", ()),
 }
-_POSITIONAL = {"folders": "FOLDER", "table": "table4"}
+_POSITIONAL = {"folders": "FOLDER", "table": "table4", "study": "STUDY"}
 
 
 def option_groups(given: Sequence[str]) -> dict[str, type]:
@@ -91,21 +94,41 @@ def option_groups(given: Sequence[str]) -> dict[str, type]:
 
 def _named_strategies(given: Sequence[str]) -> list[str]:
     """What stands behind --strategy and --strategies, or at their place in a file behind --config."""
-    values: dict[str, list[str]] = {"--strategy": [], "--strategies": [], "--config": []}
-    for argument, following in zip(given, [*given, ""][1:], strict=True):
-        option, assigned, value = argument.partition("=")
-        if option in values:
-            values[option].append(value if assigned else following)
-    named = values["--strategy"] + values["--strategies"]
-    for file in map(Path, values["--config"]):
-        try:
-            content = read_yaml(file)
-        except OSError:
-            continue  # the parser says what is wrong with it
+    named = _values_of("--strategy", given) + _values_of("--strategies", given)
+    for _, content in _config_files(given):
         for key in ("strategy", "strategies"):
             found = content.get(key)
             named += found if isinstance(found, list) else [str(found)]
     return [name.strip() for names in named for name in str(names).split(",")]
+
+
+def _values_of(option: str, given: Sequence[str]) -> list[str]:
+    values = []
+    for argument, following in zip(given, [*given, ""][1:], strict=True):
+        name, assigned, value = argument.partition("=")
+        if name == option:
+            values.append(value if assigned else following)
+    return values
+
+
+def _config_files(given: Sequence[str]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The files behind --config that are there, and what they hold."""
+    for file in map(Path, _values_of("--config", given)):
+        with suppress(OSError):  # the parser says what is wrong with it
+            yield file, read_yaml(file)
+
+
+def check_files(given: Sequence[str], configs: Iterable[type], groups: dict[str, type]) -> None:
+    """Raise unless the files behind --config have the options of each group below its name.
+
+    Raises:
+        ValueError: one has something else there.
+    """
+    nested = {item.name for cls in configs for item in fields(cls) if is_dataclass(get_type_hints(cls)[item.name])}
+    for file, content in _config_files(given):
+        for name, found in content.items():
+            if name in {*groups, *nested} and not isinstance(found, dict):
+                raise ValueError(f"{file}: {name} must have its options in the lines below it, got {shown(found)}")
 
 
 def parser(command: str, description: str, configs: Iterable[type], groups: dict[str, type]) -> ArgumentParser:
@@ -113,7 +136,8 @@ def parser(command: str, description: str, configs: Iterable[type], groups: dict
 
     Its `error` raises a ValueError of one line.
     """
-    takes = {"report": "FOLDER... ", "bench": "table4 "}.get(command, "")
+    takes = {"report": "FOLDER... ", "bench": "table4 ", "bench study": "STUDY "}.get(command, "")
+    command = command.partition(" ")[0]
     made = _Parser(
         prog=f"dm2-fast {command}",
         description=description,

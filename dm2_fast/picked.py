@@ -1,6 +1,6 @@
 """What an acquisition returns (`Picked`), and the checks of what goes in and comes out."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,13 +81,19 @@ def check_names(names: Sequence[Any] | None, m: int) -> Sequence[Any] | None:
     """names, if they are one for each of m rows and all different."""
     if names is None:
         return None
-    listed = names.tolist() if isinstance(names, (Tensor, np.ndarray)) else list(names)
+    if isinstance(names, (Tensor, np.ndarray)) and names.ndim == 1:
+        names = names.tolist()
+    if not isinstance(names, Iterable) or isinstance(names, (str, bytes, Tensor, np.ndarray)):
+        raise TypeError(f"ids must be one name after the other, got {shown(names)}")
+    listed = list(names)
     if len(listed) != m:
         raise ValueError(f"ids must name each of the {m} rows, got {len(listed)}")
     rows: dict[Any, int] = {}
     for row, name in enumerate(listed):
+        if not isinstance(name, Hashable):
+            raise TypeError(f"ids must be texts or numbers, got {shown(name)} for row {row}")
         if rows.setdefault(name, row) != row:
-            raise ValueError(f"ids must all be different, got {name!r} for row {rows[name]} and row {row}")
+            raise ValueError(f"ids must all be different, got {shown(name)} for row {rows[name]} and row {row}")
     return listed
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dm2_fast.operations.arguments import shown
 from dm2_fast.round import Picked, Round
 from dm2_fast.strategy import Strategy
 
@@ -31,9 +32,9 @@ class UsersError(RuntimeError):
         return f"{self}{': ' if said else ''}{''.join(said)}{place}"
 
 
-def is_plugin(name: str) -> bool:
+def is_plugin(name: object) -> bool:
     """Whether a name means a user's function and not one of ours."""
-    return ":" in name
+    return isinstance(name, str) and ":" in name
 
 
 def load(name: str) -> Any:
@@ -125,7 +126,7 @@ def model(name: str, **known: Any) -> nn.Module:
     with of_the_user(name, f"when called with {called}" if called else "when called without arguments"):
         made = function(**wanted)
     if not isinstance(made, nn.Module):
-        raise ValueError(f"{name} must return a torch.nn.Module, got {type(made).__name__}")
+        raise ValueError(f"{name} must return a torch.nn.Module, got {shown(made)}")
     return made
 
 

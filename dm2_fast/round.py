@@ -54,6 +54,7 @@ class Round:
         names: What the user calls the rows, (m,), all different; None for nothing but their numbers.
         companions: Other networks that were trained for the same labels.
         remembered: What the strategy keeps from one round to the next: tensors, numbers, texts, and dicts of these.
+        own_features: Features of the pool (m, e) and of the labelled set (n, e) that do not come from the model.
 
     Attributes:
         seconds: Wall time of each stage so far.
@@ -70,12 +71,13 @@ class Round:
     ties: Ties = "lower"
     companions: Sequence[nn.Module] = ()
     remembered: dict[str, Any] = field(default_factory=dict)
+    own_features: tuple[Tensor, Tensor] | None = None
     seconds: dict[str, float] = field(default_factory=dict, init=False)
     _kept: dict[tuple[str, Hashable], Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.ties not in ("lower", "random"):
-            raise ValueError(f"ties must be lower or random, got {self.ties!r}")
+        if not isinstance(self.ties, str) or self.ties not in ("lower", "random"):
+            raise ValueError(f"ties must be lower or random, got {shown(self.ties)}")
         if not isinstance(self.forward, ForwardPass):
             raise TypeError(f"forward must be a ForwardPass, got {shown(self.forward)}")
         self.seed, self.round = whole("seed", self.seed), whole("round", self.round)
@@ -217,11 +219,7 @@ class Round:
 
     @property
     def over_labelled(self) -> ForwardPass:
-        """The forward pass over the labelled set.
-
-        Raises:
-            ValueError: the round has no labelled set.
-        """
+        """The forward pass over the labelled set; a ValueError if the round has none."""
         if self.labelled is None or len(self.labelled) == 0:
             argument = "labelled_features" if isinstance(self.forward.model, NoModel) else "labelled"
             raise ValueError(f"this strategy compares with labelled samples: pass {argument}= with at least one")

@@ -32,6 +32,7 @@ class _Process:
         self.guards: dict[torch.device, RLock] = {}
         self.counting = Lock()
         self.clustering = Lock()
+        self.tracing = Lock()
         self.starting = Lock()
         self.executor: ThreadPoolExecutor | None = None
 
@@ -118,6 +119,13 @@ def each(work: Callable[[Item], Result], items: Sequence[Item], num_threads: int
         with taking:
             stopped = True
         wait(runs)
+
+
+@contextmanager
+def tracing() -> Iterator[None]:
+    """Keep other calls from tracing, which marks functions of modules that all threads see."""
+    with _process.tracing:
+        yield
 
 
 @contextmanager

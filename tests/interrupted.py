@@ -7,6 +7,7 @@
 A moment is the n-th call of a Python or C function, so that it is the same on every machine.
 """
 
+import csv
 import os
 import random
 import resource
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -77,6 +79,29 @@ def attempt(output: Path, *, kill_at: int | None = None, size: int | None = None
             count.write_text(str(clock.calls))
 
     return in_a_process(work)
+
+
+def without_seconds(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: without_seconds(value) for key, value in content.items() if not str(key).startswith("seconds")}
+    if isinstance(content, list):
+        return [without_seconds(value) for value in content]
+    return content.tolist() if isinstance(content, torch.Tensor) else content
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """Every file of a run, timings aside."""
+    found: dict[str, Any] = {}
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = str(file.relative_to(folder))
+        if name == "rounds.csv":
+            with file.open() as lines:
+                found[name] = [without_seconds(line) for line in csv.DictReader(lines)]
+        elif name.startswith("checkpoints"):
+            found[name] = without_seconds(checkpoint.read(file))
+        else:
+            found[name] = file.read_bytes()
+    return found
 
 
 def main(folder: Path) -> None:

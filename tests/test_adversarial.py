@@ -67,6 +67,16 @@ def test_each_pixel_moves_by_epsilon_the_way_the_loss_rises(model: Net, x: Tenso
     assert x_adv.max() == 1
 
 
+def test_clipping_is_to_pixels_and_not_to_the_range_of_the_samples(model: Net, x: Tensor, y: Tensor) -> None:
+    middle = 0.4 + 0.2 * x
+    change = fgsm(model, middle, y, 0.1, normalize=NORMALIZE) - middle
+    change = change[change != 0]  # the model does not look at every pixel
+    assert len(change) > x.numel() / 2
+    torch.testing.assert_close(change.abs(), torch.full_like(change, 0.1), atol=1e-6, rtol=0)
+    edges = x.round()
+    assert set(fgsm(model, edges, y, 0.25, normalize=NORMALIZE).unique().tolist()) <= {0.0, 0.25, 0.75, 1.0}
+
+
 def test_no_label_means_the_predicted_one(model: Net, x: Tensor) -> None:
     mean, std = (torch.tensor(values)[:, None, None] for values in NORMALIZE)
     predicted = model.eval()((x - mean) / std).argmax(1)

@@ -148,8 +148,8 @@ def test_there_is_no_kernel_for_the_nearest_and_nothing_hides_it() -> None:
 
 def test_options_are_checked_before_anything_runs(pool: Tensor) -> None:
     model, asked = a_round(pool)
-    with pytest.raises(TypeError, match="strategy margin has no options: leave options out"):
-        select_from(asked, 3, "margin", DM2Config())
+    with pytest.raises(TypeError, match="strategy coreset has no options: leave options out"):
+        select_from(asked, 3, "coreset", DM2Config())
     with pytest.raises(ValueError, match=r"budget must be in \[1, 40\] for a pool of 40 rows, got 41"):
         select_from(asked, 41, "coreset")
     with pytest.raises(TypeError, match=r"a name or a function, got a DM2Config \(options go to options=\)"):

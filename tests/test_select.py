@@ -12,6 +12,7 @@ import dm2_fast
 from dm2_fast import DM2Config, Round, draws, select, select_from, strategies
 from dm2_fast.model.head import find_head
 from dm2_fast.model.passes import ForwardPass
+from dm2_fast.operations.mix import recipe
 
 
 class Net(nn.Module):
@@ -73,10 +74,13 @@ def naive_scores(model: Net, pool: Tensor, k: int, metric: str, mix: str, lam: f
         mixed = lam * x + (1 - lam) * np.einsum("mk,mkchw->mchw", weights, x[neighbours])
         mean, std = (np.array(values)[:, None, None] for values in NORMALIZE)
         p = model(torch.from_numpy((mixed - mean) / std).float()).double().softmax(1).numpy()
-    return 1 - p.max(1) if score == "least-confidence" else -(p * np.log(p)).sum(1)
+    ranked = np.sort(p, 1)
+    return {
+        "least-confidence": 1 - p.max(1), "entropy": -(p * np.log(p)).sum(1), "margin": ranked[:, -2] - ranked[:, -1],
+    }[score]  # fmt: skip
 
 
-@pytest.mark.parametrize("score", ["least-confidence", "entropy"])
+@pytest.mark.parametrize("score", ["least-confidence", "entropy", "margin"])
 @pytest.mark.parametrize("mix", ["mean", "random", "weighted"])
 @pytest.mark.parametrize("metric", ["literal", "rms", "l1", "l2"])
 def test_select_is_algorithm_1(model: Net, pool: Tensor, metric: str, mix: str, score: str) -> None:
@@ -218,6 +222,19 @@ def test_draws_follow_the_row_and_the_round(model: Net, pool: Tensor) -> None:
     assert torch.equal(scores(1, 2, torch.arange(1000, 1045)), first)
     for other in ((1, 3, ids), (2, 2, ids), (1, 2, None)):
         assert not torch.equal(scores(*other), first)
+
+
+@pytest.mark.parametrize("config", [DM2Config(mix="random", k=5), DM2Config(lam="beta", k=5)])
+def test_dm2_s_draws_are_those_of_its_round(model: Net, pool: Tensor, config: DM2Config) -> None:
+    ids = np.arange(45) + 1000
+    for round in (0, 3):
+        picked = select(model, pool, 5, options=config, seed=1, round=round, row_ids=ids)
+        assert picked.mixture is not None
+        wanted = recipe(
+            picked.distances, picked.neighbours, config.mix, config.lam, config.alpha, seed=1, round=round, row_ids=ids
+        )
+        assert torch.equal(torch.as_tensor(picked.mixture.lam), torch.as_tensor(wanted.lam))
+        assert torch.equal(picked.mixture.indices, wanted.indices)
 
 
 def test_offset_skips_the_highest_scores(model: Net, pool: Tensor) -> None:
@@ -374,11 +391,11 @@ def nan_in_row(row: int) -> nn.Module:
         ({"normalize": ((0.1, 0.2), (1.0, 1.0))}, ValueError, "normalize must give 1 or 3 values of mean, got 2"),
         ({"normalize": (0.5, 0.0)}, ValueError, "normalize must be finite with positive std"),
         ({"head": "nothing"}, ValueError, "head must name a module of the model, got 'nothing'"),
-        ({"head": nn.Linear(1, 1)}, ValueError, "head must be a module of the model, got Linear"),
+        ({"head": nn.Linear(1, 1)}, ValueError, "head must be a module of the model, got a Linear"),
         ({"model": NoHead()}, ValueError, r"model must have a linear layer whose output is the logits.*head=.*body"),
         ({"model": Returning(lambda x: x)}, ValueError, r"model must return \(n, C\) logits.*\(256, 3, 6, 6\)"),
         ({"model": Returning(lambda x: x[:, 0, 0, :1])}, ValueError, r"at least two classes, got shape \(256, 1\)"),
-        ({"model": Returning(lambda x: (x, x))}, TypeError, r"model must return a tensor of .* logits, got tuple"),
+        ({"model": Returning(lambda x: (x, x))}, TypeError, r"model must return a tensor of .* logits, got a tuple"),
         ({"model": nan_in_row(37), "pool": torch.arange(45.0).view(-1, 1, 1, 1).expand(45, 3, 6, 6)},
          ValueError, "logits of the model must be finite, got NaN or infinity in row 37"),
     ],
@@ -401,7 +418,8 @@ def test_wrong_arguments_are_named(model: Net, pool: Tensor, change: dict, error
         ({"offset": -1}, "offset must be at least 0, got -1"),
         ({"metric": "cosine"}, "metric must be one of literal, rms, l1, l2, got 'cosine'"),
         ({"mix": "max"}, "mix must be one of mean, random, weighted, got 'max'"),
-        ({"score": "margin"}, "score must be one of least-confidence, entropy, got 'margin'"),
+        ({"score": "gap"}, "score must be one of least-confidence, entropy, margin, got 'gap'"),
+        ({"batch": "random"}, "batch must be one of highest, kmeans, spread, got 'random'"),
     ],
 )
 def test_wrong_options_are_named_at_the_door(options: dict, message: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from dm2_fast import plugins, strategies
 from dm2_fast.experiment import models
 from dm2_fast.experiment.data import npz, sets
+from dm2_fast.operations.arguments import number, path, shown, whole
 from dm2_fast.round import Ties
 from dm2_fast.strategy import AdversarialTraining
 
@@ -34,6 +35,18 @@ class TrainingConfig:
     weight_decay: float | None = None
     augment: Literal["none", "flip-crop"] | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            _keep_whole(self, name, 1)
+        for name, choices in (("optimizer", ("sgd", "adam")), ("augment", ("none", "flip-crop"))):
+            if getattr(self, name) is not None:
+                _check_choice(name, getattr(self, name), choices)
+        if self.lr is not None:
+            _keep(self, "lr", number("lr", self.lr, "positive and finite", lambda value: value > 0))
+        if self.weight_decay is not None:
+            decay = number("weight_decay", self.weight_decay, "at least 0 and finite", lambda value: value >= 0)
+            _keep(self, "weight_decay", decay)
+
 
 @dataclass(frozen=True)
 class AdversarialConfig:
@@ -55,13 +68,12 @@ class AdversarialConfig:
     clean_weight: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.epsilon != "search" and (isinstance(self.epsilon, str) or not 0 <= self.epsilon <= 1):
-            raise ValueError(f"epsilon must be in [0, 1] or 'search', got {self.epsilon!r}")
+        if not (isinstance(self.epsilon, str) and self.epsilon == "search"):
+            _keep(self, "epsilon", number("epsilon", self.epsilon, "in [0, 1] or 'search'", _in_unit_range))
         _check_choice("label", self.label, ("predicted", "true"))
         if self.train is not None:
             _check_choice("adversarial.train", self.train, get_args(AdversarialTraining))
-        if not 0 <= self.clean_weight <= 1:
-            raise ValueError(f"clean_weight must be in [0, 1], got {self.clean_weight}")
+        _keep(self, "clean_weight", number("clean_weight", self.clean_weight, "in [0, 1]", _in_unit_range))
 
 
 @dataclass(frozen=True)
@@ -76,6 +88,10 @@ class RunConfig:
         download: Let torchvision download a missing data set into data_dir.
         model: Network; null takes the data set's; or a function of your own, called with those of channels, size and
             classes that it names.
+        dropout: Where the network has dropout: before its head; or blocks = behind every block too, as bald and
+            entropy-bayesian want it.
+        features: An .npy file (n, d) with features of the training samples that do not come from the model, learned
+            without labels, say, for strategies that look at them (prob_cover.space=own).
         strategy: How the samples to label are chosen; or a function or `Strategy` of your own.
         oracle: Who labels them: the data set, or a person who fills in the label column of to_label.csv between two
             calls of the same command (file).
@@ -103,6 +119,8 @@ class RunConfig:
     data_dir: Path = Path("data")
     download: bool = False
     model: str | None = None
+    dropout: models.Dropout = "head"
+    features: Path | None = None
     strategy: str = "dm2"
     oracle: Literal["data", "file"] = "data"
     initial: int | None = None
@@ -132,25 +150,41 @@ class RunConfig:
         for name in ("initial", "budget", "pool", "test", "candidates", "threads", "eval_batch_size"):
             if name == "initial" and self.initial == 0 and npz.is_npz(self.dataset):
                 continue  # the labels that there are
-            _check_least(name, getattr(self, name), 2 if name == "initial" else 1)
-        _check_least("rounds", self.rounds, 0)
+            _keep_whole(self, name, 2 if name == "initial" else 1, name != "eval_batch_size")
+        _keep_whole(self, "rounds", 0)
+        _keep_whole(self, "seed", None, False)
         _check_choice("oracle", self.oracle, ("data", "file"))
         _check_choice("ties", self.ties, get_args(Ties))
-        if not 0 <= self.eval_epsilon <= 1:
-            raise ValueError(f"eval_epsilon must be in [0, 1], got {self.eval_epsilon}")
-        for name in ("epochs", "batch_size"):
-            _check_least(name, getattr(self.training, name), 1)
-        for name in ("optimizer", "augment"):
-            value = getattr(self.training, name)
-            if value is not None:
-                _check_choice(name, value, _CHOICES[name])
-        if self.training.lr is not None and not 0 < self.training.lr < float("inf"):
-            raise ValueError(f"lr must be positive and finite, got {self.training.lr}")
-        if self.training.weight_decay is not None and not 0 <= self.training.weight_decay < float("inf"):
-            raise ValueError(f"weight_decay must be at least 0 and finite, got {self.training.weight_decay}")
+        _check_choice("dropout", self.dropout, get_args(models.Dropout))
+        if self.dropout != "head" and self.model is not None and plugins.is_plugin(self.model):
+            raise ValueError(f"dropout={self.dropout!r} is for our models: {self.model} decides about its own")
+        _keep(self, "eval_epsilon", number("eval_epsilon", self.eval_epsilon, "in [0, 1]", _in_unit_range))
+        for name in ("data_dir", "output", "features"):
+            value = getattr(self, name)
+            if value is not None or name == "data_dir":
+                _keep(self, name, path(name, value))
 
 
-_CHOICES = {"optimizer": ("sgd", "adam"), "augment": ("none", "flip-crop")}
+def _keep(config: Any, name: str, value: Any) -> None:
+    """Let a frozen configuration have a value as it is used."""
+    object.__setattr__(config, name, value)
+
+
+def _keep_whole(config: Any, name: str, least: int | None, optional: bool = True) -> None:
+    value = getattr(config, name)
+    if value is not None or not optional:
+        _keep(config, name, whole(name, value, least))
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...], own: str = "") -> None:
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}{own}, got {shown(value)}")
+
+
+def _in_unit_range(value: float) -> bool:
+    return 0 <= value <= 1
+
+
 _ADAM = TrainingConfig(epochs=50, batch_size=96, optimizer="adam", lr=1e-3, weight_decay=0.0, augment="none")
 _SGD = TrainingConfig(epochs=200, batch_size=128, optimizer="sgd", lr=0.1, weight_decay=5e-4, augment="flip-crop")
 
@@ -166,10 +200,18 @@ RECIPES: dict[str, dict[str, Any]] = {
     "npz": {"model": "cnn", "initial": 20, "budget": 20, "rounds": 9, "training": _ADAM},
 }
 
-# Where a run happens is not part of what it is.
 # Options that came later: with these values, a run is what it was before there were any.
-_LATER = {"ties": "lower", "space": "input", "recall": None}
+_LATER = {
+    "ties": "lower",
+    "space": "input",
+    "recall": None,
+    "batch": "highest",
+    "nodes": "hidden",
+    "dropout": "head",
+    "features": None,
+}
 
+# Where a run happens is not part of what it is.
 _NOT_IDENTITY = ("data_dir", "download", "device", "threads", "output")
 
 
@@ -229,7 +271,7 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
         raise ValueError(f"strategy {config.strategy} needs another name: {group} is an option of every run")
     if group is not None:
         values[group] = options
-    for name in ("data_dir", "output"):
+    for name in ("data_dir", "output", "features"):
         values[name] = None if values[name] is None else str(values[name])
     return values
 
@@ -241,11 +283,19 @@ def identity(config: RunConfig | dict[str, Any]) -> dict[str, Any]:
     if digest is not None:  # the file may move, its content may not change
         values["dataset"] = f"{Path(values['dataset']).name} ({digest[:12]})"
     values = {name: _but_later(value) if isinstance(value, dict) else value for name, value in values.items()}
-    return {name: value for name, value in _but_later(values).items() if name not in _NOT_IDENTITY}
+    return {name: value for name, value in _but_later(values).items() if name not in _NOT_IDENTITY and value != {}}
 
 
 def _but_later(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in _LATER or value != _LATER[name]}
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of a configuration under the names of their options, as in `dm2.k`."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
 
 
 def fingerprint(config: RunConfig) -> str:
@@ -255,13 +305,3 @@ def fingerprint(config: RunConfig) -> str:
 
 def _missing(config: Any, recipe: dict[str, Any]) -> dict[str, Any]:
     return {f.name: recipe[f.name] for f in fields(config) if f.name in recipe and getattr(config, f.name) is None}
-
-
-def _check_choice(name: str, value: Any, choices: tuple[str, ...], own: str = "") -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}{own}, got {value!r}")
-
-
-def _check_least(name: str, value: int | None, least: int) -> None:
-    if value is not None and value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")

@@ -13,6 +13,7 @@ from dm2_fast import draws, extras, plugins, strategies
 from dm2_fast.acquire import select_from
 from dm2_fast.experiment import models
 from dm2_fast.experiment.config import RunConfig, resolve
+from dm2_fast.experiment.data.own_features import read_features
 from dm2_fast.experiment.data.sets import Data, load
 from dm2_fast.experiment.folder.checkpoint import TrainingFile
 from dm2_fast.experiment.folder.files import replacing
@@ -77,6 +78,8 @@ def run(config: RunConfig, *, oracle: Oracle | None = None, echo: Callable[[str]
 def _run(config: RunConfig, oracle: Oracle | None, echo: Callable[[str], None]) -> Result:
     device = usable_device(config.device)
     data = load(config.dataset, config.data_dir, config.download)
+    if config.features is not None:
+        data = replace(data, own_features=read_features(config.features, len(data.x)))
     pool = _subset("pool", len(data.x), config.pool, config.seed)
     test = _subset("test", len(data.x_test), config.test, 0)  # the same for every seed
     known, unknown = _known(pool, data)
@@ -162,9 +165,10 @@ def _round(
             model, data.x[unlabelled], data.normalize, batch_size=config.eval_batch_size, progress=True
         )
         inputs, labels = data.x[labelled], data.y[labelled]
+        own = None if data.own_features is None else (data.own_features[unlabelled], data.own_features[labelled])
         asked = Round(
             forward, config.seed, r + 1, unlabelled, inputs, labels, part, ties=config.ties, companions=companions,
-            remembered=state.remembered,
+            remembered=state.remembered, own_features=own,
         )  # fmt: skip
         picked = select_from(asked, int(config.budget or 0), strategy, config.options)
         seconds |= picked.seconds
@@ -264,7 +268,7 @@ def fresh_model(config: RunConfig, data: Data, device: torch.device) -> nn.Modul
     channels, *size = data.x.shape[1:]
     with torch.random.fork_rng([]):
         torch.manual_seed(config.seed)
-        model = models.build(str(config.model), channels, (size[0], size[1]), len(data.classes))
+        model = models.build(str(config.model), channels, (size[0], size[1]), len(data.classes), config.dropout)
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 

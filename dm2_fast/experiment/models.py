@@ -1,9 +1,12 @@
 """Networks for small images. Each is a body, dropout and a linear head, so that its features are the head's input."""
 
+from typing import Literal, TypeAlias
+
 from torch import Tensor, nn, zeros
 
 from dm2_fast import extras, plugins
 from dm2_fast.model.head import evaluating, model_device
+from dm2_fast.operations.arguments import shown
 
 NAMES = ("cnn", "mobilenet", "resnet18", "resnet34", "vgg16")
 
@@ -22,38 +25,63 @@ class Network(nn.Module):
         return logits
 
 
-def build(name: str, channels: int, size: tuple[int, int], classes: int) -> nn.Module:
+Dropout: TypeAlias = Literal["head", "blocks"]
+
+
+def build(name: str, channels: int, size: tuple[int, int], classes: int, dropout: Dropout = "head") -> nn.Module:
     """Build a freshly initialised network for (n, channels, *size) images.
 
     Args:
         name: One of `NAMES`, or `package.module:function` for a function of the user's, which is called with those of
             channels, size and classes that it names, and returns an `nn.Module` that turns images into (n, classes)
             logits.
+        dropout: Before the head only; or blocks = behind every block too, with the same probability, as Monte Carlo
+            dropout wants it (Gal and Ghahramani 2016). The weights, and what the network computes without dropout, are
+            the same.
 
     Raises:
         ValueError: name is neither, the images are too small for the network, or the user's function returns
             something else.
     """
     if plugins.is_plugin(name):
+        if dropout != "head":
+            raise ValueError(f"dropout={dropout!r} is for {', '.join(NAMES)}: model {name} decides about its own")
         model = plugins.model(name, channels=channels, size=size, classes=classes)
         return _checked(model, name, channels, size, classes)
     if name == "cnn":
         if min(size) < 4:
             raise ValueError(f"images must be at least 4x4 for the model cnn, got {size[0]}x{size[1]}")
-        return Network(_cnn(channels, size), 128, classes, dropout=0.25)
-    if name == "mobilenet":
-        return Network(_mobilenet(channels), 1024, classes)
-    if name in ("resnet18", "resnet34"):
-        return Network(_resnet(name, channels), 512, classes)
-    if name == "vgg16":
-        return Network(_vgg16(channels), 512, classes)
-    raise ValueError(f"model must be one of {', '.join(NAMES)} or package.module:function, got {name!r}")
+        network = Network(_cnn(channels, size), 128, classes, dropout=0.25)
+    elif name == "mobilenet":
+        network = Network(_mobilenet(channels), 1024, classes)
+    elif name in ("resnet18", "resnet34"):
+        network = Network(_resnet(name, channels), 512, classes)
+    elif name == "vgg16":
+        network = Network(_vgg16(channels), 512, classes)
+    else:
+        raise ValueError(f"model must be one of {', '.join(NAMES)} or package.module:function, got {name!r}")
+    if dropout == "blocks":
+        _drop_behind_blocks(network.body, network.dropout.p)
+    return network
+
+
+def _drop_behind_blocks(module: nn.Module, rate: float) -> None:
+    """Put dropout behind each block: a pooling of cnn and vgg16, a pointwise convolution of mobilenet, a residual block
+    of the others."""
+    children = list(module.named_children())
+    for i, (name, child) in enumerate(children):
+        before = children[i - 2][1] if i >= 2 else None
+        pointwise = isinstance(child, nn.ReLU) and isinstance(before, nn.Conv2d) and before.kernel_size == (1, 1)
+        if isinstance(child, nn.MaxPool2d) or pointwise or type(child).__name__ == "BasicBlock":
+            setattr(module, name, nn.Sequential(child, nn.Dropout(rate)))
+        else:
+            _drop_behind_blocks(child, rate)
 
 
 def _checked(model: nn.Module, name: str, channels: int, size: tuple[int, int], classes: int) -> nn.Module:
     with evaluating(model), plugins.naming(name, f"images of shape {(channels, *size)}"):
         logits = model(zeros(2, channels, *size, device=model_device(model)))
-    got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    got = tuple(logits.shape) if isinstance(logits, Tensor) else shown(logits)
     if got != (2, classes):
         raise ValueError(
             f"model {name} must turn 2 images of {channels}x{size[0]}x{size[1]} into logits of shape (2, {classes}), "

@@ -11,6 +11,7 @@ from torch import Tensor
 from dm2_fast.experiment.data.sets import Data
 from dm2_fast.experiment.folder.files import replacing
 from dm2_fast.experiment.folder.sheet import draw_images
+from dm2_fast.operations.arguments import shown
 
 Oracle = Callable[[Tensor, Tensor], Sequence[int] | Tensor]
 
@@ -43,7 +44,7 @@ def ask_person(folder: Path, rows: Tensor, data: Data) -> Tensor | None:
     to_label_1.png and so on, in the order of the file.
 
     Raises:
-        ValueError: a label is wrong or missing, or a row was not asked for; every such line is named.
+        ValueError: a label is wrong or missing, or a row was not asked for; the first three such lines are named.
     """
     path = folder / TO_LABEL
     if not path.exists():
@@ -97,19 +98,19 @@ def _read_labels(
         row = row or called.get(name, name)
         whole = ": save the column as whole numbers" if row.endswith(".0") else ""
         if row not in wanted:
-            wrong.append(f"line {number}: row {row!r} was not asked for{whole}")
+            wrong.append(f"line {number}: row {shown(row)} was not asked for{whole}")
         elif row in answers:
             wrong.append(f"line {number}: row {row} has a line already")
         elif not label:
             wrong.append(f"line {number}: row {row} has no label (? skips it)")
         elif label not in numbers and label != SKIP:
             wrong.append(
-                f"line {number}: {label!r}, the label of row {row}, is no name or number of a class (? skips the row)"
+                f"line {number}: {shown(label)}, the label of row {row}, is no name or number of a class (? skips it)"
             )
         answers.setdefault(row, numbers.get(label, -1))
     missing = [str(row) for row in rows if str(row) not in answers]
     wrong += [f"row {row} has no line" for row in missing]
     if wrong:
-        more = f"; and {len(wrong) - 10} more" if len(wrong) > 10 else ""
-        raise ValueError(f"{path} cannot be used yet: " + "; ".join(wrong[:10]) + more)
+        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ValueError(f"{path} cannot be used yet: " + "; ".join(wrong[:3]) + more)
     return torch.tensor([answers[str(row)] for row in rows])

@@ -1,6 +1,6 @@
 """Training from scratch and evaluation (Eqs. 1-2, 14), with the recipes of the paper's section 6."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -45,11 +45,16 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Test results: accuracy and accuracy under FGSM in [0, 1], and the mean cross-entropy."""
+    """Test results: accuracy and accuracy under FGSM in [0, 1], and the mean cross-entropy.
+
+    Attributes:
+        others: Accuracy under further attacks (`accuracy_pgd`) and on further test sets, by name.
+    """
 
     accuracy: float
     accuracy_fgsm: float
     loss: float
+    others: dict[str, float] = field(default_factory=dict)
 
 
 def train(

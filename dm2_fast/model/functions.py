@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dm2_fast.model.together import Batch
+from dm2_fast.operations.arguments import shown
 
 
 class FunctionModel(nn.Module):
@@ -63,7 +64,7 @@ def as_module(model: object) -> nn.Module:
     remedy = "pass an nn.Module, or a function from a batch to logits"
     if hasattr(model, "predict_proba"):
         remedy = "pass lambda batch: dm2_fast.logits_of(model.predict_proba(batch))"
-    raise TypeError(f"model is a {type(model).__name__}, which cannot be called: {remedy}")
+    raise TypeError(f"model is {shown(model)}, which cannot be called: {remedy}")
 
 
 def torch_module(model: nn.Module, who: str) -> nn.Module:
@@ -122,5 +123,5 @@ def _as_tensor(value: Any) -> Tensor:
         return torch.as_tensor(np.asarray(value))
     except (TypeError, ValueError) as error:
         raise TypeError(
-            f"model must return an array of (n, C) logits, or (logits, features), got {type(value).__name__}"
+            f"model must return an array of (n, C) logits, or (logits, features), got {shown(value)}"
         ) from error

@@ -51,7 +51,7 @@ def check_logits(logits: object, least: int = 2) -> Tensor:
     """logits, if they are an (n, C) tensor of scores; an error that says what the model returned otherwise."""
     if not isinstance(logits, Tensor):
         raise TypeError(
-            f"model must return a tensor of (n, C) logits, got {type(logits).__name__}: return logits, or a dictionary "
+            f"model must return a tensor of (n, C) logits, got {shown(logits)}: return logits, or a dictionary "
             "or an object that has them as logits"
         )
     if logits.ndim != 2 or logits.shape[1] < least:
@@ -80,10 +80,10 @@ def find_head(model: nn.Module, batch: Batch, head: str | nn.Module | None = Non
     if head is not None:
         named = dict(model.named_modules())
         if isinstance(head, str) and head not in named:
-            raise ValueError(f"head must name a module of the model, got {head!r}")
+            raise ValueError(f"head must name a module of the model, got {shown(head)}")
         module = named[head] if isinstance(head, str) else head
         if all(module is not other for other in named.values()):
-            raise ValueError(f"head must be a module of the model, got {type(module).__name__}")
+            raise ValueError(f"head must be a module of the model, got {shown(module)}")
         return module
     executed: list[tuple[nn.Module, Tensor]] = []
     hooks = [

@@ -82,7 +82,7 @@ class ForwardPass:
             _ = self.pool
         if self.head is not None and not isinstance(self.head, (str, nn.Module)):
             raise TypeError(f"head must be a module of the model or its name, got {shown(self.head)}")
-        object.__setattr__(self, "batch_size", whole("batch_size", self.batch_size, 1))
+        object.__setattr__(self, "batch_size", whole("batch_size", self.batch_size, 1, 2**31 - 1))
         one_of("backend", self.backend, NAMES)
         if self.num_threads is not None:
             object.__setattr__(self, "num_threads", whole("num_threads", self.num_threads, 1, MOST_THREADS))

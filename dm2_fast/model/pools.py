@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from dm2_fast.model.dataset_pool import MEMORY, DatasetPool
 from dm2_fast.model.together import Together
+from dm2_fast.operations.arguments import shown
 from dm2_fast.operations.arrays import ArrayLike
 
 Pool: TypeAlias = ArrayLike | Together | DatasetPool
@@ -43,7 +44,7 @@ def open_pool(
     if entries is not None and by_row and not arrays:  # also data sets of other libraries, which may have a shape
         return DatasetPool(pool, entries, num_workers, memory, progress, name)
     if entries is not None:
-        raise TypeError(f"entries= belongs to a Dataset, and {name} is a {type(pool).__name__}: leave entries out")
+        raise TypeError(f"entries= belongs to a Dataset, and {name} is {shown(pool)}: leave entries out")
     if isinstance(pool, (Mapping, tuple)):
         return Together(pool, name)
     if isinstance(pool, list):
@@ -57,7 +58,7 @@ def open_pool(
     if by_row:
         return DatasetPool(pool, entries, num_workers, memory, progress, name)
     raise TypeError(
-        f"{name} is a {type(pool).__name__}: pass a tensor, an array, or a map-style torch Dataset, which has a length "
+        f"{name} is {shown(pool)}: pass a tensor, an array, or a map-style torch Dataset, which has a length "
         "and gives a sample for each row number"
     )
 

@@ -1,11 +1,16 @@
 """A model as a graph of torch.fx, without Python state, so that several threads may run it."""
 
+import builtins
 import copy
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial, wraps
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.fx import _symbolic_trace
+
+from dm2_fast import threads
 
 
 class _Tracer(fx.Tracer):
@@ -42,7 +47,8 @@ class _Tracer(fx.Tracer):
                 new["forward"] = partial(self._called, module, module.forward)
                 replaced.append((vars(module), {key: vars(module)[key] for key in new if key in vars(module)}, new))
                 vars(module).update(new)
-            self.create_node("output", "output", (self.create_arg(forward(batch)),), {})
+            with _leaves():
+                self.create_node("output", "output", (self.create_arg(forward(batch)),), {})
         finally:
             for instance, old, new in replaced:
                 for key in new:
@@ -57,6 +63,51 @@ class _Tracer(fx.Tracer):
         if module is self.head:
             self.features = args[0].node
         return self.call_module(module, forward, args, kwargs)
+
+
+@contextmanager
+def _leaves() -> Iterator[None]:
+    """Let functions that are marked by torch.fx.wrap become nodes of the graph.
+
+    The mark is a name in a module, which all threads see. What stands there meanwhile calls the function unless it is
+    given a proxy, so that whatever another thread runs stays what it is.
+    """
+    marked = getattr(_symbolic_trace, "_wrapped_fns_to_patch", {})
+    replaced: list[tuple[dict[str, Any], str, Any, Any]] = []
+    with threads.tracing():
+        try:
+            for (_, name), namespace in list(marked.items()):
+                function = namespace.get(name)
+                leaf = _leaf(function or getattr(builtins, name))
+                namespace[name] = leaf
+                replaced.append((namespace, name, leaf, function))
+            yield
+        finally:
+            for namespace, name, leaf, function in reversed(replaced):
+                if namespace.get(name) is leaf:
+                    namespace[name] = function
+                    if function is None:  # a builtin
+                        del namespace[name]
+
+
+def _leaf(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, as a node of the graph wherever it is given a proxy."""
+
+    @wraps(function)
+    def leaf(*args: Any, **kwargs: Any) -> Any:
+        proxies: list[fx.Proxy] = []
+
+        def look(value: Any) -> Any:
+            if isinstance(value, fx.Proxy):
+                proxies.append(value)
+            return value
+
+        fx.node.map_aggregate((args, kwargs), look)
+        if proxies:
+            return proxies[0].tracer.create_proxy("call_function", function, args, kwargs)
+        return function(*args, **kwargs)
+
+    return leaf
 
 
 def trace(model: nn.Module, head: nn.Module | None) -> fx.GraphModule:

@@ -1,8 +1,11 @@
 """Numbers and names as callers give them: converted where they are what is wanted, refused in a sentence elsewhere."""
 
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,6 +72,17 @@ def one_of(name: str, value: Any, names: Iterable[str]) -> str:
     if not isinstance(value, str) or value not in names:
         raise ValueError(f"{name} must be one of {', '.join(names)}, got {shown(value)}")
     return value
+
+
+def path(name: str, value: Any) -> Path:
+    """value as a path.
+
+    Raises:
+        TypeError: it is neither a text nor a path.
+    """
+    if not isinstance(value, (str, PathLike)) or isinstance(os.fspath(value), bytes):
+        raise TypeError(f"{name} must be a path, got {shown(value)}")
+    return Path(value)
 
 
 def _scalar(value: Any) -> Any:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dm2_fast.operations.arguments import shown
+
 Over: TypeAlias = Literal["mean", "max"]
 
 _ELEMENTS = 2**20  # in float64 at once
@@ -13,8 +15,9 @@ _ELEMENTS = 2**20  # in float64 at once
 
 def check_over(over: str | None) -> None:
     """Raise unless this says how the uncertainties of a sample's labels become one."""
-    if over is not None and over not in get_args(Over):
-        raise ValueError(f"multilabel must be one of {', '.join(get_args(Over))}, or None for one class, got {over!r}")
+    if over is not None and not (isinstance(over, str) and over in get_args(Over)):
+        names = ", ".join(get_args(Over))
+        raise ValueError(f"multilabel must be one of {names}, or None for one class, got {shown(over)}")
 
 
 def multilabel_uncertainty(logits: Tensor, kind: str, over: Over) -> Tensor:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dm2_fast.operations import backends, cpp
+from dm2_fast.operations.arguments import number, whole
+from dm2_fast.operations.arrays import as_integers
 from dm2_fast.operations.audit import LOOKS, Audit, lower_bound, recall_of
 from dm2_fast.operations.knn import Metric, UnitRows, check_k, check_match, knn, matrix, weights
 from dm2_fast.progress import tqdm, write
@@ -55,10 +58,12 @@ class Neighbours:
         num_threads: int | None = None,
         progress: bool = False,
     ) -> None:
-        if recall is not None and not 0 < recall < 1:
-            raise ValueError(f"recall must be between 0 and 1, or None for exact neighbours, got {recall}")
+        if recall is not None:
+            recall = number(
+                "recall", recall, "between 0 and 1, or None for exact neighbours", lambda value: 0 < value < 1
+            )
         self.metric: Metric = metric
-        self.recall, self.seed = recall, seed
+        self.recall, self.seed = recall, whole("seed", seed)
         self.audit: Audit | None = None
         self._progress = progress
         data = matrix(x, "x")
@@ -77,6 +82,7 @@ class Neighbours:
         self._left = len(data)
         self._index: Any = None
         self._graph: Any = None
+        self._turn = RLock()  # of the threads that prepare the rows or extend the graph
         self._steps = self._ranks = self._slots = 0  # taken; cells that each row has met; rows in its list
 
     def __len__(self) -> int:
@@ -98,7 +104,8 @@ class Neighbours:
             return self._exact(k, f"below {_LEAST_ROWS} rows the exact search costs no more")
         if k > _MOST_NEIGHBOURS:
             return self._exact(k, f"for more than {_MOST_NEIGHBOURS} neighbours the exact search costs no more")
-        return self._approximate(k)
+        with self._turn:
+            return self._approximate(k)
 
     def query(self, queries: Tensor | NDArray[Any], k: int) -> tuple[Tensor, Tensor]:
         """Find the exact k nearest rows of each query: `knn(x, k, queries=queries)`, without preparing the rows again.
@@ -117,6 +124,7 @@ class Neighbours:
     def of(self, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Find the exact k nearest other rows of some of the rows, given by their numbers (n,) int64."""
         k = check_k(k, self._left - 1, self._left)
+        rows = self._numbers(rows)
         if not self._native:
             distances, indices = knn(self._remaining(), k, self.metric, **self._options)
             return distances[rows], indices[rows]
@@ -128,21 +136,27 @@ class Neighbours:
 
         Specifically, its graph is one of `x[keep]` with `keep` all True but for `keep[rows] = False`.
         """
-        gone = torch.as_tensor(rows)
-        where = torch.nonzero(self._ids >= 0)[:, 0]
-        if len(gone) and not (int(gone.min()) >= 0 and int(gone.max()) < self._left):
-            raise ValueError(f"rows must be in [0, {self._left - 1}], got {int(gone.min())} to {int(gone.max())}")
         keep = self._ids >= 0
-        keep[where[gone]] = False
+        keep[torch.nonzero(keep)[:, 0][self._numbers(rows)]] = False
         if not keep.any():
             raise ValueError("rows must leave at least one row, got all of them")
         other = object.__new__(Neighbours)
-        other.__dict__.update(self.__dict__)
-        other._ids = torch.where(keep, keep.cumsum(0) - 1, -1)
-        other._left, other.audit = int(keep.sum()), None
-        if self._graph is not None:
-            other._graph = type(self._graph)(self._graph, other._ids.numpy())
+        with self._turn:
+            other.__dict__.update(self.__dict__)
+            other._ids = torch.where(keep, keep.cumsum(0) - 1, -1)
+            other._left, other.audit = int(keep.sum()), None
+            if self._graph is not None:
+                other._graph = type(self._graph)(self._graph, other._ids.numpy())
         return other
+
+    def _numbers(self, rows: Any) -> Tensor:
+        """Numbers of rows that are left, (n,) int64 on the CPU."""
+        numbers = as_integers(rows, "rows").cpu()
+        if numbers.ndim != 1:
+            raise ValueError(f"rows must be 1-D, got shape {tuple(numbers.shape)}")
+        if len(numbers) and not (int(numbers.min()) >= 0 and int(numbers.max()) < self._left):
+            raise ValueError(f"rows must be in [0, {self._left - 1}], got {int(numbers.min())} to {int(numbers.max())}")
+        return numbers
 
     def _remaining(self) -> Tensor:
         keep = self._ids >= 0
@@ -156,12 +170,13 @@ class Neighbours:
 
     def _prepared(self) -> Any:
         """The index of csrc/index.hpp."""
-        if self._index is None:
-            kind, _ = cpp.prepared(self._rows.scale.dtype)
-            rows = cpp.array(self._rows.data), self._rows.scale.numpy(), np.arange(len(self._ids))
-            with self._bar("prepare") as report:
-                self._index = kind(*rows, *self._weights, num_threads=self._threads, report=report)
-        return self._index
+        with self._turn:
+            if self._index is None:
+                kind, _ = cpp.prepared(self._rows.scale.dtype)
+                rows = cpp.array(self._rows.data), self._rows.scale.numpy(), np.arange(len(self._ids))
+                with self._bar("prepare") as report:
+                    self._index = kind(*rows, *self._weights, num_threads=self._threads, report=report)
+            return self._index
 
     def _search(self, asked: UnitRows, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
         distances = torch.full((len(asked), k), torch.inf, dtype=asked.scale.dtype)

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dm2_fast.operations.arrays import as_tensor
+
 _ROWS = 1024  # looked at first: they nearly always say that these are logits
 
 
@@ -27,7 +29,7 @@ def logits_of(probabilities: Any, *, multilabel: bool = False) -> Tensor:
         ValueError: they are not (n, C) probabilities.
         TypeError: they are not floating point.
     """
-    p = probabilities.detach() if isinstance(probabilities, Tensor) else torch.as_tensor(np.asarray(probabilities))
+    p = as_tensor(probabilities if isinstance(probabilities, Tensor) else np.asanyarray(probabilities), "probabilities")
     if p.ndim != 2:
         hint = " (take the column of each label, as (n, C))" if p.ndim == 3 else ""
         raise ValueError(f"probabilities must be (n, C), got shape {tuple(p.shape)}{hint}")

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dm2_fast import extras
-from dm2_fast.experiment.config import identity
+from dm2_fast.experiment.config import flat, identity
 from dm2_fast.experiment.folder.files import read_yaml
+from dm2_fast.paper.curves import Curve, read_curves
 
 COLUMNS = (
     "strategy", "labelled", "runs", "accuracy_mean", "accuracy_std", "accuracy_fgsm_mean", "accuracy_fgsm_std",
@@ -23,12 +24,17 @@ class ReportConfig:
     """What to report on.
 
     Args:
-        folders: Folders of runs; one that is none is named and left out, so that runs/* will do.
-        output: Folder to write report.csv and report.png to.
+        folders: Folders of runs, and with --against also of studies, or their files of curves; one that is none is
+            named and left out, so that runs/* will do.
+        output: Folder to write report.csv and report.png to, or comparison.md and its pictures.
+        against: Compare all others with this one, seed by seed: intervals, tests, penalties, ranks.
+        measure: What is compared then: accuracy, accuracy_fgsm, or another that the curves have.
     """
 
     folders: list[Path]
     output: Path = Path(".")
+    against: str | None = None
+    measure: str = "accuracy"
 
 
 @dataclass(frozen=True)
@@ -107,9 +113,53 @@ def write_report(folders: Sequence[Path], output: Path, *, echo: Callable[[str],
     return output
 
 
+def write_comparison_of(config: ReportConfig, *, echo: Callable[[str], None]) -> Path:
+    """Compare everything that config.folders hold with config.against; see `dm2_fast.paper.shown.write_comparison`.
+
+    Runs that differ in nothing but their seed are a method, named as in `write_report`; their data set and model are
+    the cell. Where a study has the same curve as another folder, the first counts.
+
+    Raises:
+        ValueError: nothing can be read, or there is no curve to compare with.
+    """
+    from dm2_fast.paper.shown import Asked, write_comparison
+
+    extras.check("run", "the report", "yaml", "matplotlib", "scipy")
+    runs, curves = [], dict[tuple[str, str, int], Curve]()
+    for folder in config.folders:
+        if (folder / "config.yaml").is_file():
+            runs.append(_read(folder))
+        elif folder.name.endswith(".csv.gz") or (folder / "curves").is_dir():
+            for curve in read_curves(folder / "curves" if folder.is_dir() else folder):
+                curves.setdefault(curve.key, curve)
+        else:
+            echo(f"left out: {folder} (no folder of a run or a study)")
+    for curve in _curves_of(runs):
+        curves.setdefault(curve.key, curve)
+    asked = Asked(str(config.against), config.measure)
+    write_comparison(config.output, list(curves.values()), asked, "comparison", echo=echo)
+    return config.output
+
+
+def _curves_of(runs: Sequence[_Run]) -> list[Curve]:
+    curves = []
+    for name, group in (_groups(runs) if runs else {}).items():
+        for run in group:
+            cell = f"{run.settings['dataset']}-{run.settings['model']}"
+            method = " ".join(part for part in name.split() if not part.startswith(("dataset=", "model=")))
+            measures = {
+                "accuracy": tuple(t.accuracy for t in run.trainings),
+                "accuracy_fgsm": tuple(t.accuracy_fgsm for t in run.trainings),
+            }
+            seconds = sum(t.seconds or 0.0 for t in run.trainings)
+            labelled = tuple(t.labelled for t in run.trainings)
+            curves.append(Curve(cell, method, run.seed, labelled, measures, selection_seconds=seconds, seconds=seconds))
+    return curves
+
+
 def _read(folder: Path) -> _Run:
     try:
-        settings = _flat(identity(read_yaml(folder / "config.yaml")))
+        settings = flat(identity(read_yaml(folder / "config.yaml")))
         seed = int(settings.pop("seed"))
         with (folder / "rounds.csv").open(newline="") as file:
             trainings = [_training(line) for line in csv.DictReader(file)]
@@ -127,13 +177,6 @@ def _training(line: dict[str, str]) -> _Training:
     ]
     accuracy, accuracy_fgsm = float(line["accuracy"]), float(line["accuracy_fgsm"])
     return _Training(int(line["labelled"]), accuracy, accuracy_fgsm, sum(seconds) if seconds else None)
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
 
 
 def _groups(runs: Sequence[_Run]) -> dict[str, list[_Run]]:

@@ -21,6 +21,7 @@ from dm2_fast.experiment.loop import fresh_model, shuffled
 from dm2_fast.experiment.machine import machine, reproducible, usable_device
 from dm2_fast.experiment.training import Labelled, train
 from dm2_fast.model.passes import ForwardPass
+from dm2_fast.operations.arguments import whole
 from dm2_fast.paper.clock import Clock, Wanted
 from dm2_fast.paper.picture import draw
 from dm2_fast.paper.timings import Timing, digits, markdown, summarise, write_lines
@@ -72,8 +73,7 @@ class Table4Config:
 
     def __post_init__(self) -> None:
         for name in ("pool", "labelled", "epochs", "repeats"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            whole(name, getattr(self, name), 1)
         for name, values, least in (("budgets", self.budgets, 1), ("classes", self.classes, 2)):
             if not values or min(values) < least:
                 raise ValueError(f"{name} must be whole numbers of at least {least}, got {values}")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dm2_fast import plugins, strategies
+from dm2_fast.operations.arguments import whole
 from dm2_fast.operations.multilabel import check_over
 
 
@@ -111,13 +112,10 @@ class SelectConfig:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {getattr(self, name)!r}")
         check_over(self.multilabel)
-        if self.workers < 0:
-            raise ValueError(f"workers must be at least 0, got {self.workers}")
-        for name in ("budget", "batch_size", "threads", "size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.round < 0:
-            raise ValueError(f"round must be at least 0, got {self.round}")
+        for name, least in (("budget", 1), ("size", 1), ("workers", 0), ("round", 0), ("seed", None)):
+            whole(name, getattr(self, name), least)
+        for name in ("batch_size", "threads"):
+            if getattr(self, name) is not None:
+                whole(name, getattr(self, name), 1)
         if self.layout not in ("nchw", "nhwc"):
             raise ValueError(f"layout must be one of nchw, nhwc, got {self.layout!r}")

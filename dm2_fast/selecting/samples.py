@@ -2,8 +2,6 @@
 
 import csv
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dm2_fast.model.limits import first_line
 from dm2_fast.model.linear_head import linear_head
 from dm2_fast.operations.arrays import name_rows
 from dm2_fast.progress import tqdm
@@ -32,8 +31,8 @@ def open_array(name: str, file: Path) -> NDArray[Any]:
         raise FileNotFoundError(f"{name} must be a file, got {file}")
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{name} must be a .npy file of numbers, got {file} ({error})") from error
+    except Exception as error:  # numpy, zipfile and zlib each have their own
+        raise ValueError(f"{name} must be a .npy file of numbers, got {file} ({_reason(error)})") from error
     if not isinstance(array, np.ndarray):
         array.close()
         raise ValueError(f"{name} must be a .npy file of one array, got {file}")
@@ -42,6 +41,11 @@ def open_array(name: str, file: Path) -> NDArray[Any]:
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:
         raise ValueError(f"{name} must be float16, float32 or float64, got {array.dtype}")
     return array
+
+
+def _reason(error: Exception) -> str:
+    """What numpy says, but for a header that is no Python: that names objects of the parser."""
+    return "its header is damaged" if "malformed node" in str(error) else first_line(error)
 
 
 def check_whole(name: str, array: NDArray[Any]) -> None:
@@ -201,8 +205,8 @@ def read_head(file: Path, features: NDArray[Any]) -> nn.Linear:
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             held = {name: np.asarray(arrays[name]) for name in arrays.files}
-    except (ValueError, EOFError, OSError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"head must be a .npz file of weight and bias, got {file} ({error})") from error
+    except Exception as error:  # numpy, zipfile and zlib each have their own
+        raise ValueError(f"head must be a .npz file of weight and bias, got {file} ({first_line(error)})") from error
     if set(held) == {"coef_", "intercept_"}:
         try:
             return linear_head(held["coef_"], held["intercept_"], features.shape[1], _torch(_searched(features)))

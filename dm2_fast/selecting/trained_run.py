@@ -34,6 +34,8 @@ def model_of_run(folder: Path, sample: tuple[int, ...]) -> tuple[nn.Module, Norm
     trained = tuple(data.x.shape[1:])
     if sample != trained:
         raise ValueError(f"the run was trained on samples of shape {trained}, and those of the pool are {sample}")
-    model = models.build(values["model"], trained[0], (trained[1], trained[2]), len(data.classes))
+    model = models.build(
+        values["model"], trained[0], (trained[1], trained[2]), len(data.classes), values.get("dropout", "head")
+    )
     load_weights(model, folder / "model.pt")
     return model, data.normalize

@@ -1,20 +1,21 @@
 """Alpha-Mix: diverse samples whose prediction flips when labelled features are mixed in (Parvaneh et al. 2022)."""
 
 import math
-import warnings
 from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dm2_fast import draws, extras
-from dm2_fast.operations.arguments import number, whole
+from dm2_fast import draws
+from dm2_fast.operations.arguments import number, one_of, whole
 from dm2_fast.round import Picked, Round
+from dm2_fast.strategies import alpha_learned
+from dm2_fast.strategies.clusters import nearest_to_centres
 from dm2_fast.strategy import FEATURES, LABELLED, Strategy
-from dm2_fast.threads import clustering
 
+_CAP_STEPS = {"closed": 0.2, "learned": 0.03125}  # what the authors recommend, and the default of their code
 _BLOCK = 1 << 20  # elements of the features that are in float64 at once
 
 
@@ -23,15 +24,20 @@ class AlphaMixConfig:
     """Options of alpha-mix.
 
     Args:
-        cap_step: The cap on alpha grows by this much until more than budget samples change their prediction.
+        alpha: closed = the closed form of the paper; learned = optimised for each sample and anchor, many times slower.
+        cap_step: The cap on alpha grows by this much until more than budget samples change their prediction; null for
+            the authors' values, 0.2 for the closed form and 0.03125 for the learned one.
         iterations: Most iterations of k-means.
     """
 
-    cap_step: float = 0.03125
+    cap_step: float | None = None
     iterations: int = 20
+    alpha: Literal["closed", "learned"] = "closed"
 
     def __post_init__(self) -> None:
-        number("cap_step", self.cap_step, "in (0, 1]", lambda value: 0 < value <= 1)
+        one_of("alpha", self.alpha, tuple(_CAP_STEPS))
+        if self.cap_step is not None:
+            number("cap_step", self.cap_step, "in (0, 1]", lambda value: 0 < value <= 1)
         object.__setattr__(self, "iterations", whole("iterations", self.iterations, 1))
 
 
@@ -39,11 +45,11 @@ def choose(round: Round, budget: int, options: AlphaMixConfig) -> Picked:
     """Choose, among the rows that mixing with an anchor can flip, the one nearest to each of budget k-means centres.
 
     An anchor is the mean feature vector of a class's labelled samples. The candidates are the rows that flip (see
-    `flipping_caps`) at the smallest multiple of cap_step at which more than budget do; the first multiple from 1 on is
-    the last. k-means runs on all their L2-normalised features: scikit-learn's, one start (n_init=1), from centres that
-    k-means++ finds among 3 * budget of them drawn at random, as its MiniBatchKMeans does; to search all would take
-    longer than all iterations. Where clusters are empty or candidates too few, rows drawn at random fill up, candidates
-    first.
+    `flipping_caps` and `learned_flips`) at the smallest multiple of cap_step at which more than budget do; the first
+    multiple from 1 on is the last. k-means runs on all their L2-normalised features: scikit-learn's, one start
+    (n_init=1). The centres that it starts from are sub-sampled: k-means++ finds them among 3 * budget of the candidates
+    drawn at random, as scikit-learn's MiniBatchKMeans does, since to search all would take longer than all iterations.
+    Where clusters are empty or candidates too few, rows drawn at random fill up, candidates first.
 
     Raises:
         ValueError: there is no labelled set, or the head is not linear.
@@ -56,16 +62,33 @@ def choose(round: Round, budget: int, options: AlphaMixConfig) -> Picked:
     features, logits, labelled = round.features, round.logits, round.labelled_features
     with round.stage("choose"):
         centres = anchors(labelled, round.labels, logits.shape[1])
-        caps = flipping_caps(features, logits, round.head.weight, centres)
-        candidates = _candidates(caps.cpu(), budget, options.cap_step)
+        step = options.cap_step or _CAP_STEPS[options.alpha]
+        if options.alpha == "closed":
+            caps = flipping_caps(features, logits, round.head.weight, centres)
+            candidates = _candidates(caps.cpu(), budget, step)
+        else:
+            candidates = _learned(round, round.head, features, centres, budget, step)
         order = torch.from_numpy(draws.uniform(round.seed, round.round, round.ids, "clusters"))
         seed = int(draws.generator(round.seed, round.round, "clusters").integers(2**32))
         sample = order[candidates].argsort(stable=True)[: 3 * budget]
-        picks = candidates[_nearest_to_centres(features[candidates], sample, budget, options.iterations, seed)]
+        nearest = nearest_to_centres(
+            features[candidates], budget, seed, "strategy alpha-mix", sample=sample, iterations=options.iterations
+        )
+        picks = candidates[nearest]
         order[candidates] -= 1
         order[picks] = torch.inf
         fill = order.argsort(stable=True)[: budget - len(picks)]
     return Picked(torch.cat([picks, fill]).to(features.device), None)
+
+
+def _learned(round: Round, head: nn.Linear, features: Tensor, centres: Tensor, budget: int, step: float) -> Tensor:
+    """The rows that flip in `learned_flips` at the smallest multiple of step at which more than budget do."""
+    noise = alpha_learned.start(round, features)
+    for times in range(1, math.ceil(1 / step) + 1):
+        flipped = alpha_learned.learned_flips(features, head, centres, min(1.0, times * step), noise)
+        if int(flipped.sum()) > budget:
+            break
+    return torch.nonzero(flipped.cpu())[:, 0]
 
 
 def anchors(labelled: Tensor, labels: Tensor, classes: int) -> Tensor:
@@ -124,26 +147,6 @@ def _candidates(caps: Tensor, budget: int, step: float) -> Tensor:
     needed = caps.kthvalue(budget + 1).values if budget < len(caps) else torch.inf
     enough = limits[limits > needed]
     return torch.nonzero(caps < (enough if len(enough) else limits[-1:])[0])[:, 0]
-
-
-def _nearest_to_centres(features: Tensor, sample: Tensor, budget: int, iterations: int, seed: int) -> Tensor:
-    """The row of each of budget k-means clusters that is nearest to its centre, ties to the lower row."""
-    with extras.needed("strategies", "strategy alpha-mix"):
-        from sklearn.cluster import KMeans, kmeans_plusplus
-        from sklearn.exceptions import ConvergenceWarning
-
-    n = len(features)
-    if n <= budget:
-        return torch.arange(n)
-    x = F.normalize(features.float()).cpu().numpy()
-    with clustering(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than clusters
-        centres, _ = kmeans_plusplus(x[sample.numpy()], budget, random_state=seed)
-        means = KMeans(budget, init=centres, n_init=1, max_iter=iterations).fit(x)
-    x -= means.cluster_centers_[means.labels_]
-    distances = np.square(x, out=x).sum(1)
-    order = np.lexsort((distances, means.labels_))
-    return torch.from_numpy(order[np.unique(means.labels_[order], return_index=True)[1]])
 
 
 STRATEGY = Strategy("alpha-mix", choose, AlphaMixConfig, passes=(FEATURES, LABELLED))

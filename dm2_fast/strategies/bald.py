@@ -6,6 +6,7 @@ import torch
 
 from dm2_fast.operations.arguments import whole
 from dm2_fast.round import Picked, Round
+from dm2_fast.strategies.batch import Batch, check_batch, choose_batch
 from dm2_fast.strategy import DROPOUT, FEATURES, Strategy
 
 
@@ -15,11 +16,14 @@ class BALDConfig:
 
     Args:
         passes: Forward passes with dropout on.
+        batch: The highest scores, or kmeans = the rows nearest to the centres of a k-means over ten times as many.
     """
 
     passes: int = 30
+    batch: Batch = "highest"
 
     def __post_init__(self) -> None:
+        check_batch(self.batch)
         object.__setattr__(self, "passes", whole("passes", self.passes, 1))
 
 
@@ -34,7 +38,7 @@ def choose(round: Round, budget: int, options: BALDConfig) -> Picked:
     mean, entropy = round.dropout(options.passes)
     with round.stage("choose"):
         scores = torch.special.entr(mean).sum(1) - entropy
-        indices = round.highest(scores, budget)
+        indices = choose_batch(round, scores, budget, options.batch)
     return Picked(indices, scores)
 
 

@@ -12,7 +12,9 @@ from dm2_fast.operations.arguments import number, one_of, whole
 from dm2_fast.operations.knn import Metric, knn, weights
 from dm2_fast.operations.mix import Mix, Recipe, check_mix, recipe
 from dm2_fast.operations.neighbours import Neighbours
+from dm2_fast.operations.uncertainty import Uncertainty
 from dm2_fast.round import Picked, Round, check_budget, highest
+from dm2_fast.strategies.batch import FACTOR, Batch, apart, check_batch, choose_batch
 from dm2_fast.strategy import FEATURES, Pass, Strategy
 from dm2_fast.traps import warn_of_column, warn_of_duplicates
 
@@ -31,13 +33,16 @@ class DM2Config:
             all, weighted by 1 / distance.
         lam: Lambda of Eq. 7, the weight of the sample itself, in [0, 1]; or beta, drawn per sample.
         alpha: Parameter of the Beta(alpha, alpha) that lam=beta draws from.
-        score: Uncertainty of the mixed sample, Eq. 10: 1 - max softmax, or entropy.
+        score: Uncertainty of the mixed sample, Eq. 10: 1 - max softmax, or entropy; or margin = minus the gap between
+            the two largest softmax values, which is ours.
         offset: Skip this many of the highest scores before choosing (Figure 1).
         space: What is mixed: the input of the model, or features = the input of its head, Eq. 7 on f in place of x;
             only the head runs on the mixtures, and anything that has features can be mixed.
         recall: None for exact neighbours; or for large pools on a CPU, the recall in (0, 1) that approximate ones must
-            have. The rows that score highest, five times the budget, then get their exact neighbours and score, since
-            what is chosen depends on these alone. `Picked.audit` says what was reached.
+            have. The rows that score highest, five times as many as the choice looks at, then get their exact
+            neighbours and score, since what is chosen depends on these alone. `Picked.audit` says what was reached.
+        batch: The highest scores, Eq. 11; or, both ours, kmeans = the rows nearest to the centres of a k-means over ten
+            times as many, spread = the highest scores without the k neighbours of what is chosen already.
     """
 
     metric: Metric = "literal"
@@ -45,20 +50,30 @@ class DM2Config:
     mix: Mix = "mean"
     lam: float | Literal["beta"] = 0.5
     alpha: float = 1.0
-    score: Literal["least-confidence", "entropy"] = "least-confidence"
+    score: Uncertainty = "least-confidence"
     offset: int = 0
     space: Literal["input", "features"] = "input"
     recall: float | None = None
+    batch: Batch | Literal["spread"] = "highest"
 
     def __post_init__(self) -> None:
         weights(self.metric, 1)
         check_mix(self.mix, self.lam, self.alpha)
         object.__setattr__(self, "k", whole("k", self.k, 1))
-        one_of("score", self.score, get_args(DM2Config.__annotations__["score"]))
+        one_of("score", self.score, get_args(Uncertainty))
         object.__setattr__(self, "offset", whole("offset", self.offset, 0))
         one_of("space", self.space, ("input", "features"))
+        check_batch(self.batch, "spread")
         if self.recall is not None:
             number("recall", self.recall, "between 0 and 1, or None for exact neighbours", lambda value: 0 < value < 1)
+
+    @classmethod
+    def published(cls) -> "DM2Config":
+        """The paper's setting, whatever the defaults: Eqs. 4-11 as they read; its k and lambda are lost, these ours."""
+        return cls(
+            metric="literal", k=10, mix="mean", lam=0.5, alpha=1.0, score="least-confidence", offset=0, space="input",
+            recall=None, batch="highest",
+        )  # fmt: skip
 
 
 def choose(round: Round, budget: int, options: DM2Config) -> Picked:
@@ -96,17 +111,23 @@ def choose(round: Round, budget: int, options: DM2Config) -> Picked:
     with round.stage("mixed"):
         mixture = mixture_now()
         scores = round.once(
-            "mixed", replace(options, offset=0), lambda: forward.mixed_uncertainty(mixture, options.score)
+            "mixed",
+            replace(options, offset=0, batch="highest"),
+            lambda: forward.mixed_uncertainty(mixture, options.score),
         )
     audit = index.audit if index else None
     if index and audit and audit.path == "approximate":
         with round.stage("exact"):
-            highest_rows = highest(scores, min(m, options.offset + _EXACT * budget)).sort().values
+            looked_at = budget * (FACTOR if options.batch == "kmeans" else 1)
+            highest_rows = highest(scores, min(m, options.offset + _EXACT * looked_at)).sort().values
             distances[highest_rows], neighbours[highest_rows] = index.of(highest_rows, k)
             mixture, scores = mixture_now(), scores.clone()
             scores[highest_rows] = forward.mixed_uncertainty(mixture, options.score, highest_rows)
     with round.stage("choose"):
-        indices = round.highest(scores, budget, options.offset)
+        if options.batch == "spread":
+            indices = apart(round, scores, neighbours, budget, options.offset)
+        else:
+            indices = choose_batch(round, scores, budget, options.batch, options.offset)
     return Picked(indices, scores, neighbours, distances, mixture, audit)
 
 
@@ -122,6 +143,6 @@ def _tell_of_recall(features: Tensor) -> None:
         )
 
 
-MIXED = Pass("mixed", lambda round, options: choose(round, 1, replace(options, offset=0)))
+MIXED = Pass("mixed", lambda round, options: choose(round, 1, replace(options, offset=0, batch="highest")))
 
 STRATEGY = Strategy("dm2", choose, DM2Config, passes=(FEATURES, MIXED))

@@ -7,6 +7,7 @@ import torch
 
 from dm2_fast.operations.arguments import one_of, whole
 from dm2_fast.round import Picked, Round
+from dm2_fast.strategies.batch import Batch, check_batch, choose_batch
 from dm2_fast.strategy import DROPOUT, FEATURES, Strategy
 
 
@@ -17,12 +18,15 @@ class EntropyBayesianConfig:
     Args:
         passes: Forward passes with dropout on.
         reading: predictive = entropy of the mean softmax; expected = mean of the passes' entropies.
+        batch: The highest scores, or kmeans = the rows nearest to the centres of a k-means over ten times as many.
     """
 
     passes: int = 30
     reading: Literal["predictive", "expected"] = "predictive"
+    batch: Batch = "highest"
 
     def __post_init__(self) -> None:
+        check_batch(self.batch)
         object.__setattr__(self, "passes", whole("passes", self.passes, 1))
         one_of("reading", self.reading, get_args(EntropyBayesianConfig.__annotations__["reading"]))
 
@@ -41,7 +45,7 @@ def choose(round: Round, budget: int, options: EntropyBayesianConfig) -> Picked:
     mean, entropy = round.dropout(options.passes)
     with round.stage("choose"):
         scores = torch.special.entr(mean).sum(1) if options.reading == "predictive" else entropy
-        indices = round.highest(scores, budget)
+        indices = choose_batch(round, scores, budget, options.batch)
     return Picked(indices, scores)
 
 

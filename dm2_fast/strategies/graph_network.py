@@ -28,24 +28,32 @@ _BLOCK = 2048  # rows; part of the result's last bits, so it never changes with 
 T = TypeVar("T")
 
 
-def label_scores(
+def label_logits(
     pool: Tensor, labelled: Tensor, lam: float, seed: int, round: int, num_threads: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Train the network to tell labelled from unlabelled nodes; return its scores (M,) and hidden features (M, 128).
+    """Train the network to tell labelled from unlabelled nodes; return its logits (M,) and hidden features (M, 128).
 
     The nodes are the rows of pool, then those of labelled, divided by their norm. Specifically, with the dense A, this
     trains `s = sigmoid(A @ dropout(relu(A @ X @ W1 + b1)) @ W2 + b2)` with 200 steps of Adam (lr 1e-3, weight decay
-    5e-4) on `-log(s[labelled]).mean() - lam * log(1 - s[pool]).mean()`, and returns s and the hidden features without
-    dropout. The gradient of the loss is taken at the logit, where no logarithm of 0 occurs. Weights start uniform in
-    +-1 / sqrt(outputs); they and the dropout are keyed by seed and round. The result does not depend on the number of
-    threads: each works on whole blocks of rows, and blocks are added in their order.
+    5e-4) on `-log(s[labelled]).mean() - lam * log(1 - s[pool]).mean()`, and returns the logits of s and the hidden
+    features without dropout. The gradient of the loss is taken at the logit, where no logarithm of 0 occurs. Weights
+    start uniform in +-1 / sqrt(outputs); they and the dropout are keyed by seed and round. The result does not depend
+    on the number of threads: each works on whole blocks of rows, and blocks are added in their order.
     """
     nodes = torch.cat([F.normalize(rows.detach().float()) for rows in (pool, labelled)])
     with torch.no_grad():
         network = GraphNetwork(nodes, num_threads or threads_of_torch(), seed, round)
         for step in range(STEPS):
             network.step(step, len(pool), lam)
-        return torch.sigmoid(network.logits()), network.hidden
+        return network.logits(), network.hidden
+
+
+def label_scores(
+    pool: Tensor, labelled: Tensor, lam: float, seed: int, round: int, num_threads: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """`label_logits` with s, the probability of being labelled, in place of its logit."""
+    logits, hidden = label_logits(pool, labelled, lam, seed, round, num_threads)
+    return torch.sigmoid(logits), hidden
 
 
 class GraphNetwork:

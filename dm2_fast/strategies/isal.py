@@ -15,26 +15,26 @@ from dm2_fast.strategy import FEATURES, Pass, Strategy
 
 @dataclass(frozen=True)
 class ISALConfig:
-    """Options of isal; the defaults are the authors', but for the batch, which is of one sample there.
+    """Options of isal; the defaults are the authors', but for the samples of a step, one there.
 
     Args:
         damping: What is left out of the direction at each step.
         scale: What the Hessian is divided by, so that the steps converge.
         steps: Steps towards the Hessian's inverse times the gradient.
         restarts: Times that this is done, with other samples, to take the mean.
-        batch: Labelled samples of a step.
+        samples: Labelled samples of a step.
     """
 
     damping: float = 0.01
     scale: float = 1e4
     steps: int = 250
     restarts: int = 4
-    batch: int = 8
+    samples: int = 8
 
     def __post_init__(self) -> None:
         number("damping", self.damping, "in [0, 1)", lambda value: 0 <= value < 1)
         number("scale", self.scale, "positive and finite", lambda value: value > 0)
-        for name in ("steps", "restarts", "batch"):
+        for name in ("steps", "restarts", "samples"):
             object.__setattr__(self, name, whole(name, getattr(self, name), 1))
 
 
@@ -79,7 +79,7 @@ def direction(labelled: Derivatives, labels: Tensor, options: ISALConfig, seed: 
     v = labelled.gradient(labels)
     total = {name: torch.zeros_like(part) for name, part in v.items()}
     n = len(labels)
-    batch = min(options.batch, n)
+    batch = min(options.samples, n)
     for restart in range(options.restarts):
         generator = draws.generator(seed, round, "influence", restart)
         passes = -(-options.steps * batch // n)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dm2_fast import draws, extras
-from dm2_fast.operations.arguments import number
+from dm2_fast.operations.arguments import number, one_of
 from dm2_fast.operations.knn import knn
 from dm2_fast.operations.nearest import lower_to_nearest, nearest_squared
 from dm2_fast.round import Picked, Round
@@ -32,15 +32,19 @@ class ProbCoverConfig:
             which the part `purity` of all samples have only samples of their own cluster within it, with as many
             k-means clusters as there are classes (the paper's rule, without its grid).
         purity: That part, in (0, 1].
+        features: Those of the model, which labels have taught; or own = features learned without labels, which is the
+            setting of the paper (`features` of a run, `Round.own_features`).
     """
 
     radius: float | Literal["purity"] = "purity"
     purity: float = 0.95
+    features: Literal["model", "own"] = "model"
 
     def __post_init__(self) -> None:
         if not (isinstance(self.radius, str) and self.radius == "purity"):
             number("radius", self.radius, "positive and finite or 'purity'", lambda value: value > 0)
         number("purity", self.purity, "in (0, 1]", lambda value: 0 < value <= 1)
+        one_of("features", self.features, ("model", "own"))
 
 
 def choose(round: Round, budget: int, options: ProbCoverConfig) -> Picked:
@@ -52,9 +56,11 @@ def choose(round: Round, budget: int, options: ProbCoverConfig) -> Picked:
     from everything labelled or chosen (k-center greedy), which is the same aim with a smaller radius.
 
     Raises:
-        ValueError: so many pairs are within the radius that their graph would need more than `MOST_EDGES` entries.
+        ValueError: features=own and there are none; or so many pairs are within the radius that their graph would need
+            more than `MOST_EDGES` entries.
     """
-    features, labelled, classes = round.features, round.labelled_features, round.logits.shape[1]
+    features, labelled = _features(round, options)
+    classes = round.logits.shape[1]
     compute = round.forward.compute
     if compute["backend"] == "triton":
         compute["backend"] = "auto"  # all of this is on the CPU, on whatever device the model is
@@ -75,6 +81,14 @@ def choose(round: Round, budget: int, options: ProbCoverConfig) -> Picked:
             distances[picks] = -1
             picks += k_center_greedy(x, budget - len(picks), distances, **compute).tolist()
     return Picked(torch.tensor(picks, device=features.device), None)
+
+
+def _features(round: Round, options: ProbCoverConfig) -> tuple[Tensor, Tensor]:
+    if options.features == "model":
+        return round.features, round.labelled_features
+    if round.own_features is None:
+        raise ValueError("prob_cover.features=own needs features that do not come from the model: give --features")
+    return round.own_features
 
 
 def pure_radius(x: Tensor, clusters: int, purity: float, seed: int, **compute: Any) -> float:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from dm2_fast.round import Picked, Round
+from dm2_fast.strategies.batch import Batch, check_batch, choose_batch
 from dm2_fast.strategies.graph_network import label_scores
 from dm2_fast.strategy import FEATURES, LABELLED, Strategy
 
@@ -14,12 +15,15 @@ class UncertainGCNConfig:
     Args:
         lam: Weight of the unlabelled nodes in the loss of the graph network.
         margin: Choose the rows whose score, the probability of being labelled, is nearest to this, in [0, 1].
+        batch: The highest scores, or kmeans = the rows nearest to the centres of a k-means over ten times as many.
     """
 
     lam: float = 1.2
     margin: float = 0.1
+    batch: Batch = "highest"
 
     def __post_init__(self) -> None:
+        check_batch(self.batch)
         if not 0 < self.lam < float("inf"):
             raise ValueError(f"lam must be positive and finite, got {self.lam}")
         if not 0 <= self.margin <= 1:
@@ -32,7 +36,7 @@ def choose(round: Round, budget: int, options: UncertainGCNConfig) -> Picked:
     with round.stage("choose"):
         s, _ = label_scores(features, labelled, options.lam, round.seed, round.round, round.forward.num_threads)
         scores = -(s[: len(round)] - options.margin).abs()
-        indices = round.highest(scores, budget)
+        indices = choose_batch(round, scores, budget, options.batch)
     return Picked(indices, scores)
 
 

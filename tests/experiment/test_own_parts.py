@@ -101,9 +101,9 @@ def test_a_model_of_one_s_own_is_called_with_what_it_must_fit(parts: Path) -> No
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("not_a_module", "my_own:not_a_module must return a torch.nn.Module, got function"),
+        ("not_a_module", "my_own:not_a_module must return a torch.nn.Module, got a function"),
         ("too_narrow", r"must turn 2 images of 1x8x8 into logits of shape \(2, 10\), got \(2, 9\)"),
-        ("pair", r"must turn 2 images of 1x8x8 into logits of shape \(2, 10\), got tuple"),
+        ("pair", r"must turn 2 images of 1x8x8 into logits of shape \(2, 10\), got a tuple"),
     ],
 )
 def test_what_a_model_of_one_s_own_returns_is_checked(name: str, message: str, parts: Path) -> None:

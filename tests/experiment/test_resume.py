@@ -1,11 +1,8 @@
-import csv
 import io
 import os
 import pickle
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,30 +18,7 @@ from dm2_fast.experiment.config import resolve
 from dm2_fast.experiment.folder import checkpoint
 from dm2_fast.experiment.folder.run_folder import RunFolder
 
-CONFIG = interrupted.CONFIG
-
-
-def without_seconds(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {key: without_seconds(value) for key, value in content.items() if not str(key).startswith("seconds")}
-    if isinstance(content, list):
-        return [without_seconds(value) for value in content]
-    return content.tolist() if isinstance(content, torch.Tensor) else content
-
-
-def contents(folder: Path) -> dict[str, Any]:
-    """Every file of a run, timings aside."""
-    found: dict[str, Any] = {}
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = str(file.relative_to(folder))
-        if name == "rounds.csv":
-            with file.open() as lines:
-                found[name] = [without_seconds(line) for line in csv.DictReader(lines)]
-        elif name.startswith("checkpoints"):
-            found[name] = without_seconds(checkpoint.read(file))
-        else:
-            found[name] = file.read_bytes()
-    return found
+CONFIG, contents = interrupted.CONFIG, interrupted.contents
 
 
 @pytest.fixture(scope="module")
@@ -219,20 +193,35 @@ def test_a_training_goes_on_in_its_middle(optimizer: str, tmp_path: Path, monkey
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
 
 
+# `dm2-fast` to which Ctrl-C comes when it has written the second checkpoint, wherever the clock stands.
+STOPPED = """
+import signal, sys
+from dm2_fast import cli
+from dm2_fast.experiment.folder import checkpoint
+
+write = checkpoint.write
+
+def write_and_stop(path, content):
+    write(path, content)
+    if path.name == "after_001.pt":
+        signal.raise_signal(signal.SIGINT)
+
+checkpoint.write = write_and_stop
+cli.main(sys.argv[1:])
+"""
+
+
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_run_that_can_be_resumed(tmp_path: Path, reference: dict[str, Any]) -> None:
     (tmp_path / "run").mkdir()
     with (tmp_path / "config.yaml").open("wb") as file:
         file.write(reference["config.yaml"])
-    command = [sys.executable, "-m", "dm2_fast", "run", "--config", "config.yaml", "--output", "run"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "run" / "checkpoints" / "after_001.pt").exists():
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    assert process.communicate()[1].splitlines()[-1].startswith("dm2-fast: interrupted")
-    assert process.returncode == 130
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    command = ["run", "--config", "config.yaml", "--output", "run"]
+    stopped = subprocess.run([sys.executable, "-c", STOPPED, *command], cwd=tmp_path, capture_output=True, text=True)
+    assert stopped.stderr.splitlines()[-1].startswith("dm2-fast: interrupted")
+    assert stopped.returncode == 130
+    assert not (tmp_path / "run" / "model.pt").exists()
+    subprocess.run([sys.executable, "-m", "dm2_fast", *command], cwd=tmp_path, check=True, capture_output=True)
     assert contents(tmp_path / "run") == reference
 
 

@@ -10,10 +10,11 @@ import torch
 import yaml
 
 import dm2_fast
-from dm2_fast import DM2Config, RunConfig, fgsm, strategies
+from dm2_fast import DM2Config, RunConfig, draws, fgsm, strategies
 from dm2_fast.experiment import AdversarialConfig, TrainingConfig, twins
 from dm2_fast.experiment.config import RECIPES, fingerprint, resolve
 from dm2_fast.experiment.data.sets import load
+from dm2_fast.experiment.loop import shuffled
 from dm2_fast.experiment.training import Evaluation, train
 
 QUICK = RunConfig(initial=12, budget=6, rounds=2, pool=120, test=80, training=TrainingConfig(epochs=4))
@@ -105,6 +106,21 @@ def test_strategies_start_from_the_same_labels(tmp_path: Path) -> None:
     assert runs[0].rounds[0].evaluation == runs[1].rounds[0].evaluation
 
 
+def test_each_round_draws_anew(tmp_path: Path) -> None:
+    config = replace(QUICK, strategy="random", rounds=3, candidates=30, seed=4, output=tmp_path / "run")
+    chosen = dm2_fast.run(config).chosen
+    pool = shuffled(torch.arange(len(load("digits").x)), 4, "pool")[:120].sort().values
+    for r in (1, 2, 3):
+        left = pool[~torch.isin(pool, torch.cat(chosen[:r]))]
+
+        def by_draw(rows: torch.Tensor, purpose: str, r: int = r) -> torch.Tensor:
+            return torch.from_numpy(draws.uniform(4, r, rows.numpy(), purpose))
+
+        candidates = left[by_draw(left, "candidates").argsort()[:30]].sort().values
+        expected = candidates[by_draw(candidates, "order").argsort(descending=True)[:6]]
+        assert chosen[r].tolist() == expected.tolist()
+
+
 def test_dm2_at_differs_from_dm2_only_in_training(tmp_path: Path) -> None:
     plain = dm2_fast.run(replace(QUICK, strategy="dm2", output=tmp_path / "dm2"))
     adversarial = dm2_fast.run(replace(QUICK, strategy="dm2-at", output=tmp_path / "dm2-at"))
@@ -156,10 +172,11 @@ def test_epsilon_is_searched_on_a_held_out_tenth_of_the_labelled_set(
         candidate = twins.SEARCHED_EPSILONS[(len(asked) - 1) % 4]
         return Evaluation(accuracy=0.0, accuracy_fgsm=accuracy[candidate], loss=0.0)
 
-    sizes = []
+    sizes, trained_on = [], []
 
     def counted_train(model, labelled, *arguments, **options):
         sizes.append(len(labelled))
+        trained_on.append(labelled.x)
         return train(model, labelled, *arguments, **options)
 
     monkeypatch.setattr(twins, "evaluate", judge)
@@ -169,9 +186,11 @@ def test_epsilon_is_searched_on_a_held_out_tenth_of_the_labelled_set(
     assert [entry.epsilon for entry in result.rounds] == [None, 2 / 255, 2 / 255]
     assert sizes == [14, *[18] * 4, 20, *[24] * 4, 26]
     labelled = data.x[torch.cat(result.chosen[:2])]
-    for x in asked[:4]:
+    for x, others in zip(asked[:4], trained_on[1:5], strict=True):
         assert torch.equal(x, asked[0])
-        assert all((labelled == sample).flatten(1).all(1).any() for sample in x)
+        assert len(x) == 2  # a tenth of 20
+        held_out_and_rest = [sample.numpy().tobytes() for sample in torch.cat([x, others])]
+        assert sorted(held_out_and_rest) == sorted(sample.numpy().tobytes() for sample in labelled)
 
 
 @pytest.mark.parametrize("epsilon", [0.02, "search"])
@@ -236,11 +255,6 @@ def test_threads_are_given_back(tmp_path: Path) -> None:
         ({"rounds": -1}, "rounds must be at least 0, got -1"),
         ({"threads": 0}, "threads must be at least 1, got 0"),
         ({"eval_epsilon": -0.1}, r"eval_epsilon must be in \[0, 1\], got -0.1"),
-        ({"training": TrainingConfig(epochs=0)}, "epochs must be at least 1, got 0"),
-        ({"training": TrainingConfig(lr=0.0)}, "lr must be positive and finite, got 0.0"),
-        ({"training": TrainingConfig(weight_decay=-1.0)}, "weight_decay must be at least 0 and finite, got -1.0"),
-        ({"training": TrainingConfig(optimizer="lamb")}, "optimizer must be one of sgd, adam, got 'lamb'"),
-        ({"training": TrainingConfig(augment="cutout")}, "augment must be one of none, flip-crop, got 'cutout'"),
         ({"pool": 31}, r"pool must hold initial \+ rounds \* budget = 20 \+ 2 \* 6 samples, got 31"),
         ({"pool": 2000}, "pool must be at most 1437 for this data set, got 2000"),
         ({"test": 361}, "test must be at most 360 for this data set, got 361"),
@@ -266,6 +280,22 @@ def test_wrong_options_of_a_run_are_named_before_any_work(options: dict, message
 def test_wrong_adversarial_options_are_named_at_the_door(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AdversarialConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"epochs": 2.0}, "epochs must be a whole number, got 2.0"),
+        ({"lr": 0.0}, "lr must be positive and finite, got 0.0"),
+        ({"weight_decay": -1.0}, "weight_decay must be at least 0 and finite, got -1.0"),
+        ({"optimizer": "lamb"}, "optimizer must be one of sgd, adam, got 'lamb'"),
+        ({"augment": "cutout"}, "augment must be one of none, flip-crop, got 'cutout'"),
+    ],
+)
+def test_wrong_training_options_are_named_at_the_door(options: dict, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        TrainingConfig(**options)
 
 
 def test_config_yaml_holds_the_resolved_configuration(tmp_path: Path) -> None:

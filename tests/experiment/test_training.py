@@ -126,6 +126,26 @@ def test_a_pair_shares_its_augmentation(labelled: Labelled) -> None:
     assert torch.equal(training._augmented(images[rows], shift.of(rows)), moved[rows])
 
 
+def test_a_twin_is_augmented_like_its_pair(labelled: Labelled) -> None:
+    batches: list[Tensor] = []
+
+    class Recording(Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            batches.append(x.detach().clone())
+            return super().forward(x)
+
+    twins = labelled.x[[7, 2]].float() / 255  # equal to their pairs, so that they stay equal
+    config = TrainingConfig(epochs=6, batch_size=4, optimizer="sgd", lr=0.1, weight_decay=0.0, augment="flip-crop")
+    train(Recording(), Labelled(labelled.x, labelled.y, twins, labelled.twin_of), config, NORMALIZE, 3)
+    met = []
+    for inputs, rows in zip(batches, [4, 4, 2] * 6, strict=True):
+        for twin in inputs[rows:]:
+            assert any(torch.equal(twin, clean) for clean in inputs[:rows])
+            met.append(twin)
+    assert len(met) == 12
+    assert len(torch.stack(met).unique(dim=0)) > 8  # they are augmented
+
+
 def test_a_single_sample_left_over_joins_the_batch_before_it() -> None:
     for n, sizes in [(9, [4, 5]), (8, [4, 4]), (10, [4, 4, 2]), (1, [1]), (5, [5])]:
         batches = training._batches(n, 4, torch.Generator().manual_seed(0))

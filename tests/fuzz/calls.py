@@ -11,12 +11,14 @@ from torch import nn
 
 import dm2_fast
 from dm2_fast import strategies
+from dm2_fast.experiment import AdversarialConfig, TrainingConfig
 
 REFUSALS = (ValueError, TypeError, RuntimeError)
 # Words of the machinery beneath, which an error must not end in.
 INTERNAL = re.compile(
     r"0x[0-9a-f]{6}|tensor\(|array\(|dtype=|Traceback|NoneType|incompatible function arguments|_C\.|numpy\.ndarray|"
-    r"object has no attribute|unsupported operand|not supported between|object of type|positional argument|"
+    r"object has no attribute|is not iterable|unhashable|not subscriptable|is not callable|"
+    r"unsupported operand|not supported between|object of type|positional argument|"
     r"INTERNAL ASSERT|aten::|Proxy|\n",
 )
 
@@ -79,19 +81,43 @@ def of_model(**more: Any) -> dict[str, Any]:
     return {"model": model(), "normalize": None, "batch_size": 4} | more
 
 
-# name: (function, right arguments)
+def neighbours(queries: Any, k: Any, rows: Any, without: Any, **given: Any) -> None:
+    index = dm2_fast.Neighbours(**given)
+    index.graph(k)
+    index.query(queries, k)
+    index.of(rows, k)
+    index.without(without).graph(k)
+
+
+def from_arrays(budget: Any, strategy: Any, options: Any = None, **given: Any) -> None:
+    dm2_fast.select_from(dm2_fast.Round.from_arrays(**given), budget, strategy, options)
+
+
+# name, whose first word is what the function is called: (function, right arguments)
 FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
     "knn": (
         dm2_fast.knn,
         lambda: {
-            "x": features(), "k": 2, "metric": "literal", "queries": None, "backend": "auto", "num_threads": 1,
-            "progress": False,
+            "x": features(), "k": 2, "metric": "literal", "queries": None, "recall": None, "unit_rows": True,
+            "per_dimension": True, "backend": "auto", "num_threads": 1, "progress": False,
         },
     ),
     "pairwise": (
         dm2_fast.pairwise,
-        lambda: {"x": features(), "y": None, "metric": "rms", "backend": "auto", "num_threads": 1},
+        lambda: {
+            "x": features(), "y": None, "metric": "rms", "unit_rows": False, "per_dimension": False, "backend": "auto",
+            "num_threads": 1,
+        },
     ),
+    "Neighbours": (
+        neighbours,
+        lambda: {
+            "x": features(), "metric": "l1", "recall": None, "seed": 0, "backend": "auto", "num_threads": 1,
+            "progress": False, "queries": features(), "k": 2, "rows": torch.tensor([0, 2]),
+            "without": torch.tensor([1]),
+        },
+    ),
+    "logits_of": (dm2_fast.logits_of, lambda: {"probabilities": torch.full((6, 3), 1 / 3), "multilabel": False}),
     "mix": (
         dm2_fast.mix,
         lambda: {
@@ -125,8 +151,9 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = 
         dm2_fast.select,
         lambda: of_model(
             pool=features(), budget=2, strategy="dm2", options=dm2_fast.DM2Config(k=2), labelled=None, labels=None,
-            row_ids=None, seed=0, round=0, head=None, backend="auto", num_threads=1, progress=False, prepare="auto",
-            autocast=None,
+            row_ids=None, ids=None, ties="lower", seed=0, round=0, head=None, backend="auto", num_threads=1,
+            progress=False, prepare="auto", autocast=None, num_workers=0, entries=None, memory=2**20, multilabel=None,
+            these_are_logits=False,
         ),
     ),
     "select alpha-mix": (
@@ -140,9 +167,42 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = 
         dm2_fast.select,
         lambda: of_model(pool=features(), budget=2, strategy="prob-cover", labelled=features(), labels=None, seed=1),
     ),
+    "select_from": (
+        from_arrays,
+        lambda: {
+            "features": features(), "logits": None, "probabilities": None, "labelled_features": features(),
+            "labels": np.arange(6) % 3, "head": (torch.ones(3, 4), torch.zeros(3)), "ids": None, "row_ids": None,
+            "ties": "random", "seed": 0, "round": 0, "multilabel": None, "these_are_logits": False, "batch_size": None,
+            "backend": "auto", "num_threads": 1, "progress": False, "budget": 2, "strategy": "dm2",
+            "options": dm2_fast.DM2Config(k=2),
+        },
+    ),
+    "select_from least-confidence": (
+        from_arrays,
+        lambda: {"logits": None, "probabilities": np.full((6, 3), 1 / 3), "budget": 2, "strategy": "least-confidence"},
+    ),
+    "RunConfig": (
+        dm2_fast.RunConfig,
+        lambda: {
+            "dataset": "digits", "model": "cnn", "strategy": "dm2", "initial": 20, "budget": 5, "rounds": 1,
+            "pool": 100, "test": 50, "seed": 0, "device": "cpu", "threads": 1, "eval_batch_size": 64,
+            "eval_epsilon": 0.1, "oracle": "data", "options": None,
+        },
+    ),
+    "RunConfig of training": (
+        lambda **given: dm2_fast.RunConfig(training=TrainingConfig(**given)),
+        lambda: {"epochs": 1, "batch_size": 8, "optimizer": "sgd", "lr": 0.1, "weight_decay": 0.0, "augment": "none"},
+    ),
+    "RunConfig of adversarial": (
+        lambda **given: dm2_fast.RunConfig(adversarial=AdversarialConfig(**given)),
+        lambda: {"train": "round", "epsilon": 0.1, "label": "true", "clean_weight": 0.5},
+    ),
     "DM2Config": (
         dm2_fast.DM2Config,
-        lambda: {"metric": "l1", "k": 3, "mix": "mean", "lam": 0.5, "alpha": 1.0, "score": "entropy", "offset": 0},
+        lambda: {
+            "metric": "l1", "k": 3, "mix": "mean", "lam": 0.5, "alpha": 1.0, "score": "entropy", "offset": 0,
+            "space": "input", "recall": None,
+        },
     ),
     "AlphaMixConfig": (strategies.alpha_mix.AlphaMixConfig, lambda: {"cap_step": 0.1, "iterations": 2}),
     "BALDConfig": (strategies.bald.BALDConfig, lambda: {"passes": 2}),

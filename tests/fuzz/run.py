@@ -1,6 +1,6 @@
 """Runs random cases without end, or as many as one likes: `make fuzz`, or
 
-    python tests/fuzz/run.py [engine] [calls] [threads] [files] [--seconds S | --cases N] [--seed FIRST]
+    python tests/fuzz/run.py [engine] [calls] [threads] [files] [kills] [--seconds S | --cases N] [--seed FIRST]
 
 A case is made from its seed alone. Findings are printed with the command that runs them again.
 """
@@ -12,7 +12,7 @@ import time
 import traceback
 from pathlib import Path
 
-NAMES = ("engine", "calls", "threads", "files")
+NAMES = ("engine", "calls", "threads", "files", "kills")
 
 
 def run(name: str, first: int, cases: int | None, seconds: float | None) -> tuple[int, list[str]]:

@@ -195,10 +195,10 @@ def test_a_head_that_the_logits_do_not_come_from_is_refused() -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (3, "model is a int, which cannot be called: pass an nn.Module, or a function from a batch to logits"),
+        (3, "model is 3, which cannot be called: pass an nn.Module, or a function from a batch to logits"),
         (nn.Linear, r"model is the class Linear: pass a model that is made of it, Linear\(...\)"),
         (type("Forest", (), {"predict_proba": None})(), "pass lambda batch: dm2_fast.logits_of"),
-        (lambda batch: "no", "model must return an array of (n, C) logits, or (logits, features), got str"),
+        (lambda batch: "no", "model must return an array of (n, C) logits, or (logits, features), got 'no'"),
     ],
 )
 def test_what_is_no_model_gets_an_error_with_the_remedy(model: Any, message: str) -> None:

@@ -164,7 +164,7 @@ def test_a_sample_that_is_no_tensor_is_named_by_its_row(
         (Stream(), "pool is an IterableDataset, which gives no sample by its row: pass a map-style Dataset"),
         ([IMAGES[0], IMAGES[1]], "pool is a list: make one array of it with torch.stack(...) or numpy.stack(...)"),
         (iter(IMAGES), "pool is a .*: pass a tensor, an array, or a map-style torch Dataset"),
-        ("images", "pool is a str: pass a tensor, an array, or a map-style torch Dataset"),
+        ("images", "pool is 'images': pass a tensor, an array, or a map-style torch Dataset"),
         ({"image": [1, 2]}, "pool\\['image'\\] is a list: a dict as a pool holds the inputs of the model"),
     ],
 )

@@ -183,7 +183,6 @@ FAMILIES = {
     "regnet_y_400mf": "",
     "swin_t": "",
 }
-NOT_TRACED = ("swin_t",)  # it needs functions that are wrapped for all tracers of the process: it runs as it is
 
 
 @pytest.fixture
@@ -205,7 +204,7 @@ def test_torchvision_classifiers_keep_their_logits(name: str, monkeypatch: pytes
     net = trained(torchvision.models.get_model(name, num_classes=10), (3, 64, 64))
     x = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     forward = ForwardPass(net, x, head=FAMILIES[name] or None, batch_size=3)
-    assert forward.prepared().note.startswith("off") == (name in NOT_TRACED)
+    assert not forward.prepared().note.startswith("off")
     features, logits = forward.features_and_logits()
     with torch.no_grad():
         expected = net(x)

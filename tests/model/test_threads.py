@@ -135,6 +135,39 @@ def test_a_model_of_the_caller_runs_while_others_are_prepared() -> None:
         assert running.result() >= 50
 
 
+@torch.fx.wrap
+def turned(x: Tensor) -> Tensor:
+    """What no tracer can look into."""
+    return x.flip(1) if x.sum() > 0 else x
+
+
+class Wrapped(Net):
+    """Uses a marked function, and calls it from another thread while it is traced."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, torch.fx.Proxy):
+            rows = torch.tensor([[1.0, 2.0]])
+            with ThreadPoolExecutor(1) as other:
+                assert other.submit(turned, rows).result().tolist() == [[2, 1]]
+        return self.head(turned(self.body(x).flatten(1)))
+
+
+def test_functions_that_are_marked_for_tracers_are_the_same_for_other_threads() -> None:
+    before = turned
+    model = Wrapped(0).eval()
+    forward = ForwardPass(model, pool())
+    assert not forward.prepared().note.startswith("off")
+    assert turned is before
+    with torch.no_grad():
+        expected = model(pool() / 255)
+    torch.testing.assert_close(forward.logits(), expected, atol=1e-5, rtol=0)
+    picked = dm2_fast.select(model, pool(), 5)
+    with ThreadPoolExecutor(4) as executor:
+        for again in executor.map(lambda _: dm2_fast.select(model, pool(), 5), range(8)):
+            assert torch.equal(again.scores, picked.scores)
+    assert turned is before
+
+
 def test_read_only_pools_leave_the_filters_of_warnings(recwarn: pytest.WarningsRecorder) -> None:
     x = np.random.default_rng(0).random((60, 9), np.float32)
     x.flags.writeable = False

@@ -111,6 +111,14 @@ def test_queries_may_have_another_layout_than_the_rows(backend: str) -> None:
     same(check(x, 5, queries=queries, backend=backend), check(x, 5, queries=queries.contiguous(), backend=backend))
 
 
+@pytest.mark.parametrize("d", [511, 3000])
+def test_float64_rows_of_one_direction_are_at_distance_0(d: int) -> None:
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], d)
+    x = torch.from_numpy(np.random.default_rng(d).random((9, 1)) * signs)
+    for backend in ("torch", "cpp"):
+        assert_knn_close(*dm2_fast.knn(x, 8, "l1", backend=backend), x, 8, "l1")
+
+
 def test_zero_rows_are_neighbours_of_each_other(backend: str) -> None:
     x = features(30, 8)
     x[[4, 11, 29]] = 0

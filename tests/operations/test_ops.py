@@ -98,5 +98,5 @@ def test_wrong_arguments_are_named() -> None:
 
 def test_registering_loads_nothing_heavy() -> None:
     code = "import sys, dm2_fast.ops; print([m for m in ('triton', 'torchvision', 'scipy') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True)
     assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr

@@ -384,7 +384,7 @@ ERRORS: list[tuple[list[str], Any, str]] = [
     ([*POOL, "--normalize", "0.5/zero"], None, "normalize must be mean/std, as in 0.5/0.25 or 0.49,0.48"),
     ([*POOL, "--normalize", "1,2/1,1"], None, "normalize must give 1 or 3 values of mean, got 2"),
     ([*POOL, "--head", "tail"], None, "head must name a module of the model, got 'tail'"),
-    ([*POOL, "--model", "their_models:function"], None, "must return a torch.nn.Module, got builtin"),
+    ([*POOL, "--model", "their_models:function"], None, "must return a torch.nn.Module, got a builtin"),
     ([*POOL, "--model", "their_models:Pair"], None, "model must return a tensor of"),
     ([*POOL, "--model", "their_models:NoHead"], None, "model must have a linear layer"),
     ([*POOL, "--weights", "no.pt"], None, "weights must be a file, got no.pt"),

@@ -241,6 +241,22 @@ def test_prob_cover_s_radius_is_the_largest_of_the_asked_purity() -> None:
     assert chosen.indices.tolist() == select_from(state, 10, "prob-cover", fixed).indices.tolist()
 
 
+def test_prob_cover_measures_its_radius_on_pool_and_labelled_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    state, used = make_round(), []
+
+    class Spy(prob_cover.Graph):
+        def __init__(self, x: Tensor, radius: float) -> None:
+            used.append(radius)
+            super().__init__(x, radius)
+
+    monkeypatch.setattr(prob_cover, "Graph", Spy)
+    select_from(state, 10, "prob-cover", ProbCoverConfig(purity=0.6))
+    key = int(draws.uniform(5, 2, np.zeros(1, np.int64), "clusters")[0] * 2**32)
+    pool, labelled = F.normalize(state.features), F.normalize(state.labelled_features)
+    assert used == [prob_cover.pure_radius(torch.cat([pool, labelled]), 4, 0.6, key)]
+    assert used != [prob_cover.pure_radius(pool, 4, 0.6, key)]
+
+
 def test_prob_cover_refuses_a_graph_beyond_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prob_cover, "MOST_EDGES", 100)
     with pytest.raises(ValueError, match=r"radius 3 links about 3.5e\+03 pairs of the 60 rows, more than the 100"):

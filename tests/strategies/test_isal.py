@@ -76,7 +76,7 @@ def naive(model: nn.Module, images: Tensor, options: ISALConfig) -> Tensor:
     labelled, labels = images[:N], LABELS.tolist()
     v = sum(twin.gradient(x, y) for x, y in zip(labelled, labels, strict=True)) / N
     hessians = [twin.hessian(x, y) for x, y in zip(labelled, labels, strict=True)]
-    batch, mean = min(options.batch, N), 0
+    batch, mean = min(options.samples, N), 0
     for restart in range(options.restarts):
         generator = draws.generator(7, 3, "influence", restart)
         order: list[int] = []
@@ -93,9 +93,9 @@ def naive(model: nn.Module, images: Tensor, options: ISALConfig) -> Tensor:
 @pytest.mark.parametrize(
     "options",
     [
-        ISALConfig(damping=0.1, scale=20, steps=7, restarts=2, batch=3),
-        ISALConfig(damping=0.1, scale=20, steps=1, restarts=1, batch=1),
-        ISALConfig(damping=0.3, scale=10, steps=4, restarts=1, batch=64),
+        ISALConfig(damping=0.1, scale=20, steps=7, restarts=2, samples=3),
+        ISALConfig(damping=0.1, scale=20, steps=1, restarts=1, samples=1),
+        ISALConfig(damping=0.3, scale=10, steps=4, restarts=1, samples=64),
     ],
 )
 def test_scores_and_picks_are_those_of_the_definition(model: Net, images: Tensor, options: ISALConfig) -> None:
@@ -108,7 +108,7 @@ def test_scores_and_picks_are_those_of_the_definition(model: Net, images: Tensor
 
 def test_many_steps_reach_the_inverse_of_the_damped_hessian(model: Net, images: Tensor) -> None:
     """On all labelled samples at once, s is (H + damping * scale)^-1 v: influence as Koh and Liang define it."""
-    options = ISALConfig(damping=0.05, scale=200, steps=300, restarts=1, batch=N)
+    options = ISALConfig(damping=0.05, scale=200, steps=300, restarts=1, samples=N)
     scores = select_from(round_of(model, images), 3, "isal", options).scores
     twin = Twin(model)
     pairs = list(zip(images[:N], LABELS.tolist(), strict=True))
@@ -119,12 +119,12 @@ def test_many_steps_reach_the_inverse_of_the_damped_hessian(model: Net, images: 
     torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
 
 
-QUICK = ISALConfig(damping=0.1, scale=20, steps=3, restarts=2, batch=3)
+QUICK = ISALConfig(damping=0.1, scale=20, steps=3, restarts=2, samples=3)
 
 
 def test_every_option_is_seen(model: Net, images: Tensor) -> None:
     first = select_from(round_of(model, images), 3, "isal", QUICK).scores
-    for change in ({"damping": 0.2}, {"scale": 30.0}, {"steps": 4}, {"restarts": 3}, {"batch": 4}):
+    for change in ({"damping": 0.2}, {"scale": 30.0}, {"steps": 4}, {"restarts": 3}, {"samples": 4}):
         other = select_from(round_of(model, images), 3, "isal", ISALConfig(**vars(QUICK) | change)).scores
         assert not torch.allclose(other, first, rtol=1e-4), change
 
@@ -183,7 +183,7 @@ def test_what_is_wrong_is_named(model: Net, images: Tensor) -> None:
         ({"scale": 0}, "scale must be positive and finite, got 0"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"restarts": 0}, "restarts must be at least 1, got 0"),
-        ({"batch": 0}, "batch must be at least 1, got 0"),
+        ({"samples": 0}, "samples must be at least 1, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
             ISALConfig(**options)

@@ -1,15 +1,14 @@
 """A data set of one's own: an .npz file of the arrays x, y, x_test and y_test."""
 
 import hashlib
-import zipfile
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dm2_fast.model.limits import first_line
 from dm2_fast.operations.mix import Normalize
 from dm2_fast.picked import check_names
 
@@ -19,9 +18,9 @@ _ROWS = 1024  # per block
 Parts = tuple[NDArray[Any], NDArray[np.int64], NDArray[Any], NDArray[np.int64], tuple[str, ...], Normalize]
 
 
-def is_npz(name: str) -> bool:
+def is_npz(name: object) -> bool:
     """Whether a data set's name means a file of the user's and not one of ours."""
-    return name.endswith(".npz")
+    return isinstance(name, str) and name.endswith(".npz")
 
 
 def sha256(path: Path) -> str:
@@ -60,15 +59,18 @@ def read(path: Path) -> Parts:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+def _arrays(path: Path, names: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
+    """The arrays in a file, those of these names if it has them, or all."""
     try:
         with path.open("rb") as file:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("it holds one array without a name")
-            return {name: archive[name] for name in archive.files}
-    except (EOFError, zipfile.BadZipFile, zlib.error, ValueError) as error:
-        raise ValueError(f"cannot be read ({error}): write it with np.savez, without Python objects") from error
+            return {name: archive[name] for name in archive.files if names is None or name in names}
+    except Exception as error:  # numpy, zipfile and zlib each have their own
+        raise ValueError(
+            f"cannot be read ({first_line(error)}): write it with np.savez, without Python objects"
+        ) from error
 
 
 def _checked(arrays: dict[str, NDArray[Any]]) -> Parts:
@@ -111,30 +113,35 @@ def _hint(missing: list[str]) -> str:
 
 
 def counts(path: Path) -> tuple[int, int]:
-    """How many rows have a label, and how many have none, without reading the images."""
-    with path.open("rb") as file:
-        archive = np.load(file, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile) or "y" not in archive.files:
-            return 0, 1
-        y = archive["y"]
-    return int((y != -1).sum()), int((y == -1).sum())
+    """How many rows have a label, and how many have none, without reading the images.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    y = _some(path, "y").get("y")
+    return (0, 1) if y is None else (int((y != -1).sum()), int((y == -1).sum()))
 
 
 def read_ids(path: Path, m: int) -> tuple[str, ...] | None:
     """What the rows are called: the array ids, texts or integers; None without it.
 
     Raises:
-        ValueError: it is not one id for each of m rows, all different.
+        ValueError: it is not one id for each of m rows, all different, or the file cannot be read.
     """
-    with path.open("rb") as file:
-        archive = np.load(file, allow_pickle=False)
-        if "ids" not in archive.files:
-            return None
-        values = archive["ids"]
+    values = _some(path, "ids").get("ids")
+    if values is None:
+        return None
     if values.shape != (m,) or values.dtype.kind not in "Uiu":
         raise ValueError(f"{path}: ids must be {m} texts or integers, got {values.dtype} of shape {values.shape}")
     try:
         return tuple(check_names([str(value) for value in values.tolist()], m) or ())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _some(path: Path, *names: str) -> dict[str, NDArray[Any]]:
+    try:
+        return _arrays(path, names)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

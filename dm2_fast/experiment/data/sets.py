@@ -1,6 +1,7 @@
 """Data sets as whole tensors: the digits that come with scikit-learn, those of torchvision, and a file of one's own."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,16 @@ from torch import Tensor
 from dm2_fast import extras
 from dm2_fast.experiment.data import npz
 from dm2_fast.operations.mix import Normalize
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """A further test set: (n, C, H, W) uint8 images, made when they are asked for, and their classes."""
+
+    __test__ = False  # for pytest
+
+    images: Callable[[], Tensor]
+    y: Tensor
 
 
 @dataclass(frozen=True)
@@ -25,6 +36,8 @@ class Data:
         classes: Names of the classes.
         normalize: (mean, std) per channel in units of the [0, 1] pixel range.
         ids: What the training images are called; None for their numbers only.
+        own_features: Features of the training images that do not come from the model, (n, d); None for none.
+        tests: Further test sets by name, besides x_test.
     """
 
     name: str
@@ -35,6 +48,8 @@ class Data:
     classes: tuple[str, ...]
     normalize: Normalize
     ids: tuple[str, ...] | None = None
+    own_features: Tensor | None = None
+    tests: dict[str, TestSet] = field(default_factory=dict)
 
 
 # torchvision's class, what it reads below the root, and the pixel statistics usual for the training images.

@@ -1,0 +1,147 @@
+"""Protocols: what a study runs and what it asks, written in a YAML file before the first run."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from dm2_fast import strategies
+from dm2_fast.experiment.config import AdversarialConfig, RunConfig, TrainingConfig
+from dm2_fast.experiment.folder.files import read_yaml
+from dm2_fast.strategies.dm2 import DM2Config
+
+FOLDER = Path(__file__).parent / "protocols"
+Show = Literal["probe", "table1", "table2", "table3", "table5", "figure1", "figure4"]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A study: every method in every cell with every seed.
+
+    Attributes:
+        name: That of its file.
+        show: The table or figure that it makes, or probe for the probe track.
+        cells: What all methods share, by name: options of a run, or of a probe (see `dm2_fast.paper.probe.Probe`).
+        methods: Options of a run that come on top, by name: a strategy, its options under its own name, adversarial.
+        seeds: Every seed is a pair: it decides the pool, the first labels and the first weights for all methods.
+        primary: The measure that is tested.
+        against: The method that the others are compared with.
+        compared: The methods that are tested against it; None for all.
+    """
+
+    name: str
+    show: Show
+    cells: dict[str, dict[str, Any]]
+    methods: dict[str, dict[str, Any]]
+    seeds: tuple[int, ...]
+    primary: str = "accuracy"
+    against: str = "random"
+    compared: tuple[str, ...] | None = None
+
+    @property
+    def tested(self) -> tuple[str, ...]:
+        """The methods that are compared with `against`."""
+        return tuple(m for m in self.compared or tuple(self.methods) if m != self.against)
+
+    def restricted(
+        self, cells: Sequence[str] | None, methods: Sequence[str] | None, seeds: Sequence[int] | None
+    ) -> "Protocol":
+        """The part of the study with these cells, methods and seeds; None for all.
+
+        Raises:
+            ValueError: the protocol has no such cell or method.
+        """
+        kept: dict[str, Any] = {"seeds": self.seeds if seeds is None else tuple(seeds)}
+        for what, wanted in (("cells", cells), ("methods", methods)):
+            all_of = getattr(self, what)
+            unknown = [name for name in wanted or () if name not in all_of]
+            if unknown:
+                raise ValueError(f"{what} must be among those of {self.name}, {', '.join(all_of)}, got {unknown[0]}")
+            kept[what] = {name: all_of[name] for name in all_of if wanted is None or name in wanted}
+        return replace(self, **kept)
+
+    def fingerprint(self, cell: str, method: str) -> str:
+        """Eight characters that differ where the options of a cell or a method differ."""
+        content = json.dumps([self.cells[cell], self.methods[method]], sort_keys=True, default=str)
+        return hashlib.sha256(content.encode()).hexdigest()[:8]
+
+
+def names(show: str) -> list[str]:
+    """The names of the protocols that come with the package and make this table or figure."""
+    return sorted(file.stem for file in FOLDER.glob(f"*-{show}.yaml"))
+
+
+def read_protocol(name: str) -> Protocol:
+    """Read a protocol: the name of one that comes with the package, or a YAML file.
+
+    Raises:
+        ValueError: there is none of this name, or the file holds something else; the message says what.
+        FileNotFoundError: there is no such file.
+    """
+    file = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if not file.is_file():
+        if file.parent == FOLDER:
+            known = sorted(each.stem for each in FOLDER.glob("*.yaml"))
+            raise ValueError(f"protocol must be a file.yaml or one of {', '.join(known)}, got {name!r}")
+        raise FileNotFoundError(f"protocol file not found: {file.absolute()}")
+    values = read_yaml(file)
+    known_keys = ("show", "cells", "methods", "seeds", "primary", "against", "compared")
+    unknown = sorted(set(values) - set(known_keys))
+    missing = sorted({"show", "cells", "methods", "seeds"} - set(values))
+    if unknown or missing:
+        wrong = f"unknown {', '.join(unknown)}" if unknown else f"{', '.join(missing)} missing"
+        raise ValueError(f"{file} is no protocol: {wrong}")
+    if values["show"] not in get_args(Show):
+        raise ValueError(f"{file}: show must be one of {', '.join(get_args(Show))}, got {values['show']!r}")
+    for what in ("cells", "methods"):
+        if not isinstance(values[what], dict) or not values[what]:
+            raise ValueError(f"{file}: {what} must be options by name, got {values[what]!r}")
+        values[what] = {name: dict(options or {}) for name, options in values[what].items()}
+    compared = values.get("compared")
+    if isinstance(values["seeds"], int):
+        values["seeds"] = range(values["seeds"])
+    made = Protocol(
+        file.stem,
+        **{
+            **values,
+            "seeds": tuple(int(seed) for seed in values["seeds"]),
+            "compared": None if compared is None else tuple(compared),
+        },
+    )
+    for method in (made.against, *made.tested):
+        if method not in made.methods:
+            raise ValueError(f"{file}: {method} is compared but not among the methods {', '.join(made.methods)}")
+    return made
+
+
+def run_config(values: dict[str, Any], **others: Any) -> RunConfig:
+    """The configuration of a run from plain values; the options of a strategy stand under its name.
+
+    `dm2: published` takes the paper's setting, `DM2Config.published()`.
+
+    Raises:
+        ValueError: an option is unknown or wrong.
+    """
+    given = {**values, **others}
+    strategy = strategies.get(given.get("strategy", "dm2"))
+    group = strategies.group(strategy)
+    try:
+        for name, kind in (("training", TrainingConfig), ("adversarial", AdversarialConfig)):
+            given[name] = kind(**given.get(name) or {})
+        if group in given and strategy.options is not None:
+            own = given.pop(group)
+            given["options"] = DM2Config.published() if own == "published" else strategy.options(**own)
+        return RunConfig(**given)
+    except TypeError as error:
+        raise ValueError(f"options of a run are wrong: {error}") from error
+
+
+def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Both options; those of the second win, within their groups too."""
+    both = dict(first)
+    for name, value in second.items():
+        old = both.get(name)
+        both[name] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return both

@@ -1,0 +1,80 @@
+"""Runs and selections that are killed at random times, by SIGKILL: done again, they end with the same files."""
+
+import os
+import random
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import interrupted
+from fuzz.files import COMMANDS, quietly, whole
+from matplotlib.figure import Figure
+
+from dm2_fast.experiment.data.sets import load
+from dm2_fast.experiment.folder import checkpoint
+from dm2_fast.experiment.loop import run
+
+# From a folder for what is written, what is done there; and what it left.
+Work = Callable[[Path], object]
+DONE: dict[str, tuple[Work, Callable[[Path], Any]]] = {
+    "run": (
+        lambda folder: run(replace(interrupted.CONFIG, output=folder / "run")),
+        lambda folder: interrupted.contents(folder / "run"),
+    ),
+    "select": (
+        lambda folder: quietly([*COMMANDS[0][1](whole()), "--output", str(folder / "selected")]),
+        lambda folder: {str(file.relative_to(folder)): content(file) for file in folder.rglob("*")},
+    ),
+}
+
+
+def content(file: Path) -> bytes:
+    return file.read_bytes() if file.name == "selected.csv" else b""
+
+
+@cache
+def reference(name: str) -> tuple[Any, float]:
+    """What the work leaves where nobody kills it, and the seconds that it takes."""
+    load("digits")  # what every process would do again, as far as it starts no thread
+    with tempfile.TemporaryDirectory() as scratch:
+        Figure().savefig(Path(scratch) / "warm_up.png")
+    with tempfile.TemporaryDirectory() as scratch:
+        start = time.monotonic()
+        assert killed(name, Path(scratch), None) == 0
+        return DONE[name][1](Path(scratch)), time.monotonic() - start
+
+
+def killed(name: str, folder: Path, after: float | None) -> int:
+    """The wait status of a process that does the work, and is killed after these seconds."""
+    child = os.fork()
+    if child == 0:
+        checkpoint.SECONDS_BETWEEN_WRITES = 0.0
+        try:
+            DONE[name][0](folder)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    if after is not None:
+        time.sleep(after)
+        os.kill(child, signal.SIGKILL)
+    return os.waitpid(child, 0)[1]
+
+
+def case(seed: int) -> None:
+    draw = random.Random(seed)
+    name = draw.choice(("run", "run", "select"))
+    want, seconds = reference(name)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, times = Path(scratch), []
+        for _ in range(draw.choice((1, 1, 2))):
+            times.append(draw.uniform(0, seconds))
+            killed(name, folder, times[-1])
+        what = f"{name}, killed after {times} of {seconds} s"
+        if not (folder / "selected").exists():  # a selection that was done is not done again
+            assert killed(name, folder, None) == 0, f"{what}, fails afterwards"
+        assert DONE[name][1](folder) == want, f"{what}, leaves other files"
