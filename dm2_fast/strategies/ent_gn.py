@@ -5,6 +5,7 @@ from typing import get_args
 
 from dm2_fast.operations.arguments import one_of
 from dm2_fast.round import Picked, Round
+from dm2_fast.strategies.batch import Batch, check_batch, choose_batch
 from dm2_fast.strategies.gradient_norm import Layers, entropy_slope, gradient_norms
 from dm2_fast.strategy import FEATURES, Pass, Strategy
 
@@ -15,11 +16,14 @@ class EntGNConfig:
 
     Args:
         layers: all = the gradient in every parameter; last = in the head alone, which costs one forward pass.
+        batch: The highest scores, or kmeans = the rows nearest to the centres of a k-means over ten times as many.
     """
 
     layers: Layers = "all"
+    batch: Batch = "highest"
 
     def __post_init__(self) -> None:
+        check_batch(self.batch)
         one_of("layers", self.layers, get_args(Layers))
 
 
@@ -35,7 +39,7 @@ def choose(round: Round, budget: int, options: EntGNConfig) -> Picked:
     """
     norms = gradient_norms(round, "ent-gn", options.layers, entropy_slope)
     with round.stage("choose"):
-        return Picked(round.highest(norms[:, 0], budget), norms[:, 0])
+        return Picked(choose_batch(round, norms[:, 0], budget, options.batch), norms[:, 0])
 
 
 GRADIENT = Pass("entropy_slope", lambda round, options: gradient_norms(round, "ent-gn", "all", entropy_slope))

@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 from dm2_fast.operations.arguments import one_of
 from dm2_fast.round import Picked, Round
+from dm2_fast.strategies.batch import Batch, check_batch, choose_batch
 from dm2_fast.strategies.gradient_norm import Layers, entropy_slope, gradient_norms, label_slopes
 from dm2_fast.strategy import FEATURES, LOGITS, Pass, Strategy
 
@@ -19,12 +20,15 @@ class ExpGNConfig:
         expected: norm = the norms that the gradient of the loss has for each label, averaged as the model expects the
             labels; loss = the norm of the gradient of the loss so averaged, which is the entropy: the score of ent-gn.
         layers: all = the gradient in every parameter; last = in the head alone, which costs one forward pass.
+        batch: The highest scores, or kmeans = the rows nearest to the centres of a k-means over ten times as many.
     """
 
     expected: Expected = "norm"
     layers: Layers = "all"
+    batch: Batch = "highest"
 
     def __post_init__(self) -> None:
+        check_batch(self.batch)
         one_of("expected", self.expected, get_args(Expected))
         one_of("layers", self.layers, get_args(Layers))
 
@@ -48,7 +52,7 @@ def choose(round: Round, budget: int, options: ExpGNConfig) -> Picked:
         logits = round.only_logits
         scores = (logits.double().softmax(1) * norms).sum(1)
     with round.stage("choose"):
-        return Picked(round.highest(scores, budget), scores)
+        return Picked(choose_batch(round, scores, budget, options.batch), scores)
 
 
 GRADIENTS = Pass("label_slopes", lambda round, options: gradient_norms(round, "exp-gn", "all", label_slopes))

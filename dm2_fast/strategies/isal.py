@@ -1,6 +1,6 @@
 """ISAL: the samples whose labels, guessed, would lower the loss of the labelled set most (Liu et al. 2021)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from dm2_fast import draws
 from dm2_fast.model.derivatives import Derivatives, Direction
 from dm2_fast.operations.arguments import number, whole
 from dm2_fast.round import Picked, Round
+from dm2_fast.strategies.batch import Batch, check_batch, choose_batch
 from dm2_fast.strategy import FEATURES, Pass, Strategy
 
 
@@ -23,6 +24,7 @@ class ISALConfig:
         steps: Steps towards the Hessian's inverse times the gradient.
         restarts: Times that this is done, with other samples, to take the mean.
         samples: Labelled samples of a step.
+        batch: The highest scores, or kmeans = the rows nearest to the centres of a k-means over ten times as many.
     """
 
     damping: float = 0.01
@@ -30,8 +32,10 @@ class ISALConfig:
     steps: int = 250
     restarts: int = 4
     samples: int = 8
+    batch: Batch = "highest"
 
     def __post_init__(self) -> None:
+        check_batch(self.batch)
         number("damping", self.damping, "in [0, 1)", lambda value: 0 <= value < 1)
         number("scale", self.scale, "positive and finite", lambda value: value > 0)
         for name in ("steps", "restarts", "samples"):
@@ -51,7 +55,7 @@ def choose(round: Round, budget: int, options: ISALConfig) -> Picked:
     """
     scores = influence(round, options)
     with round.stage("choose"):
-        return Picked(round.highest(scores, budget), scores)
+        return Picked(choose_batch(round, scores, budget, options.batch), scores)
 
 
 def influence(round: Round, options: ISALConfig) -> Tensor:
@@ -66,7 +70,7 @@ def influence(round: Round, options: ISALConfig) -> Tensor:
         s = direction(labelled, labels, options, round.seed, round.round)
         return pool.along(s, lambda logits: F.cross_entropy(logits, logits.argmax(1), reduction="none")).double()
 
-    return round.once("influence", options, run)
+    return round.once("influence", replace(options, batch="highest"), run)
 
 
 def direction(labelled: Derivatives, labels: Tensor, options: ISALConfig, seed: int, round: int) -> Direction:

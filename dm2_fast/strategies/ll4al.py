@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,8 @@ from dm2_fast.model.blocks import block_widths, find_blocks, position_means
 from dm2_fast.model.head import evaluating, model_device
 from dm2_fast.operations.arguments import number, whole
 from dm2_fast.round import Picked, Round
-from dm2_fast.strategy import Pass, Strategy
+from dm2_fast.strategies.batch import Batch, check_batch, choose_batch
+from dm2_fast.strategy import FEATURES, Pass, Strategy
 from dm2_fast.training_part import TrainingStep, no_pool, shuffled_batches, train_alone
 
 WIDTH = 128  # units behind each block
@@ -30,6 +31,7 @@ class LL4ALConfig:
         attached: The part of the epochs in which its gradient reaches the network.
         epochs: Passes over the labelled set where the module is trained in a call of select, beside a network that is
             trained already.
+        batch: The highest scores, or kmeans = the rows nearest to the centres of a k-means over ten times as many.
     """
 
     blocks: list[str] | None = None
@@ -37,8 +39,10 @@ class LL4ALConfig:
     weight: float = 1.0
     attached: float = 0.6
     epochs: int = 200
+    batch: Batch = "highest"
 
     def __post_init__(self) -> None:
+        check_batch(self.batch)
         number("margin", self.margin, "positive and finite", lambda value: value > 0)
         number("weight", self.weight, "positive and finite", lambda value: value > 0)
         number("attached", self.attached, "in [0, 1]", lambda value: 0 <= value <= 1)
@@ -99,7 +103,7 @@ def choose(round: Round, budget: int, options: LL4ALConfig) -> Picked:
     """
     scores = expected_losses(round, options)
     with round.stage("choose"):
-        return Picked(round.highest(scores, budget), scores)
+        return Picked(choose_batch(round, scores, budget, options.batch), scores)
 
 
 def trained(round: Round, options: LL4ALConfig) -> LossModule:
@@ -129,7 +133,7 @@ def trained(round: Round, options: LL4ALConfig) -> LossModule:
 
         return train_alone(module, steps, _LR, seed)  # type: ignore[return-value]
 
-    return round.trained_part("loss-module", repr(options), run)  # type: ignore[return-value]
+    return round.trained_part("loss-module", repr(replace(options, batch="highest")), run)  # type: ignore[return-value]
 
 
 def expected_losses(round: Round, options: LL4ALConfig) -> Tensor:
@@ -141,4 +145,4 @@ def expected_losses(round: Round, options: LL4ALConfig) -> Tensor:
 
 TRAINING = Pass("loss-module", trained)
 BLOCKS = Pass("blocks", lambda round, options: round.block_means(trained(round, options).reads))
-STRATEGY = Strategy("ll4al", choose, LL4ALConfig, passes=(TRAINING, BLOCKS), part=part)
+STRATEGY = Strategy("ll4al", choose, LL4ALConfig, passes=(TRAINING, BLOCKS, FEATURES), part=part)

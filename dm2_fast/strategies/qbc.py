@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dm2_fast.operations.arguments import one_of, whole
 from dm2_fast.round import Picked, Round
+from dm2_fast.strategies.batch import Batch, check_batch, choose_batch
 from dm2_fast.strategy import FEATURES, LOGITS, SAMPLED, Pass, Strategy
 
 Committee = Literal["dropout", "networks"]
@@ -26,14 +27,17 @@ class QBCConfig:
         measure: kl = mean divergence of the members from their mean, which for dropout is the score of bald;
             vote-entropy = entropy of their votes; variation-ratio = the part that is not of the majority; variance =
             that of their probabilities, summed over the classes.
+        batch: The highest scores, or kmeans = the rows nearest to the centres of a k-means over ten times as many.
     """
 
     committee: Committee = "dropout"
     passes: int = 30
     networks: int = 5
     measure: Measure = "kl"
+    batch: Batch = "highest"
 
     def __post_init__(self) -> None:
+        check_batch(self.batch)
         one_of("committee", self.committee, get_args(Committee))
         object.__setattr__(self, "passes", whole("passes", self.passes, 2))
         object.__setattr__(self, "networks", whole("networks", self.networks, 2))
@@ -51,7 +55,7 @@ def choose(round: Round, budget: int, options: QBCConfig) -> Picked:
     p = committee(round, options)
     with round.stage("choose"):
         scores = disagreement(p, options.measure)
-        return Picked(round.highest(scores, budget), scores)
+        return Picked(choose_batch(round, scores, budget, options.batch), scores)
 
 
 def committee(round: Round, options: QBCConfig) -> Tensor:

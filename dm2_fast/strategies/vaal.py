@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from dm2_fast.model.head import evaluating, model_device
 from dm2_fast.operations.arguments import number, whole
 from dm2_fast.round import Picked, Round
-from dm2_fast.strategy import Pass, Strategy
+from dm2_fast.strategies.batch import Batch, check_batch, choose_batch
+from dm2_fast.strategy import FEATURES, Pass, Strategy
 from dm2_fast.training_part import TrainingStep, shuffled_batches, train_alone
 
 LR, VAE_STEPS = 5e-4, 2  # of both; VAE_STEPS for each of the discriminator
@@ -33,6 +34,7 @@ class VAALConfig:
         width: Channels behind the first layer of the auto-encoder; each further layer doubles them.
         epochs: Passes over the labelled set where the parts are trained in a call of select; a run trains them as long
             as the network.
+        batch: The highest scores, or kmeans = the rows nearest to the centres of a k-means over ten times as many.
     """
 
     latent: int = 32
@@ -40,8 +42,10 @@ class VAALConfig:
     adversary: float = 1.0
     width: int = 32
     epochs: int = 100
+    batch: Batch = "highest"
 
     def __post_init__(self) -> None:
+        check_batch(self.batch)
         for name in ("latent", "width", "epochs"):
             object.__setattr__(self, name, whole(name, getattr(self, name), 1))
         for name in ("beta", "adversary"):
@@ -174,7 +178,7 @@ def choose(round: Round, budget: int, options: VAALConfig) -> Picked:
     """
     scores = codes(round, options)
     with round.stage("choose"):
-        return Picked(round.highest(scores, budget), scores)
+        return Picked(choose_batch(round, scores, budget, options.batch), scores)
 
 
 def trained(round: Round, options: VAALConfig) -> VAAL:
@@ -202,7 +206,7 @@ def trained(round: Round, options: VAALConfig) -> VAAL:
             made = part(pool.model, pool.first_rows(), options).to(model_device(pool.model))  # type: ignore[arg-type]
         return train_alone(made, steps, LR, seed)  # type: ignore[return-value]
 
-    return round.trained_part("auto-encoder", options, run)  # type: ignore[return-value]
+    return round.trained_part("auto-encoder", replace(options, batch="highest"), run)  # type: ignore[return-value]
 
 
 def codes(round: Round, options: VAALConfig) -> Tensor:
@@ -214,9 +218,9 @@ def codes(round: Round, options: VAALConfig) -> Tensor:
             batches = round.forward.batches("codes")
             return torch.cat([parts.unlabelled_logits(batch)[:keep] for batch, _, keep in batches])  # type: ignore[arg-type]
 
-    return round.once("codes", options, run)
+    return round.once("codes", replace(options, batch="highest"), run)
 
 
 TRAINING = Pass("auto-encoder", trained)
 CODES = Pass("codes", codes)
-STRATEGY = Strategy("vaal", choose, VAALConfig, passes=(TRAINING, CODES), part=part)
+STRATEGY = Strategy("vaal", choose, VAALConfig, passes=(TRAINING, CODES, FEATURES), part=part)

@@ -212,7 +212,7 @@ def test_in_a_run_it_is_trained_with_the_network_and_changes_it(tmp_path: Path) 
     assert alone.rounds[0].evaluation == plain.rounds[0].evaluation
     other = dm2_fast.run(replace(QUICK, options=LL4ALConfig(weight=0.1), rounds=0, output=tmp_path / "e"))
     assert other.rounds[0].evaluation != first.rounds[0].evaluation
-    named = dm2_fast.run(replace(QUICK, options=LL4ALConfig(blocks=["net.0"]), rounds=0, output=tmp_path / "d"))
+    named = dm2_fast.run(replace(QUICK, options=LL4ALConfig(blocks=["body.1"]), rounds=0, output=tmp_path / "d"))
     assert named.rounds[0].evaluation != first.rounds[0].evaluation
 
 
