@@ -40,7 +40,13 @@ def without_seconds(file: Path) -> list[dict[str, str]]:
     return [{key: value for key, value in line.items() if not key.startswith("seconds")} for line in table(file)]
 
 
-@pytest.mark.parametrize("strategy", strategies.names())
+RELATED = ("batchbald", "ent-gn", "exp-gn", "qbc", "cluster-margin", "isal", "ll4al", "vaal")  # each takes seconds
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in RELATED else []) for name in strategies.names()],
+)
 def test_a_run_labels_trains_and_leaves_its_files(strategy: str, tmp_path: Path) -> None:
     lines: list[str] = []
     result = dm2_fast.run(replace(QUICK, strategy=strategy, output=tmp_path / "run"), echo=lines.append)
