@@ -98,9 +98,11 @@ def summarise(timings: Iterable[Timing], pool: int) -> list[Line]:
         total = selection + (forward or 0)
         peak = max(t.peak_bytes for t in [*charged, *repeats]) / 1e6
         lines.append(Line(axis, classes, method, budget, forward, selection, total, peak, pool / total))
-    unknown = (None, *[math.nan] * 4)
+    nan = math.nan
+    estimates = [t for t in timings if t.part == "estimate"]
     return lines + [
-        Line(t.axis, t.classes, t.name, t.budget, *unknown, t.seconds) for t in timings if t.part == "estimate"
+        Line(t.axis, t.classes, t.name, t.budget, None, nan, nan, nan, nan, estimated_seconds=t.seconds)
+        for t in estimates
     ]
 
 
