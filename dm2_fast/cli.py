@@ -1,6 +1,7 @@
 """The command `dm2-fast`. What a command needs is imported when it is called, so that help is there at once."""
 
 import difflib
+import os
 import shutil
 import sys
 import textwrap
@@ -14,6 +15,7 @@ from dm2_fast.extras import MissingExtra
 COMMANDS = {
     "run": "Run active learning on a data set and write a folder of results.",
     "select": "Choose the next samples to label from files of your own.",
+    "merge": "Put the shards of a selection together.",
     "bench": "Run a study (probe, table1, table2, table3, table5, figure1, figure4), or time every method (table4).",
     "report": "Compare runs: a table and a plot of mean and standard deviation.",
     "info": "Say what is installed, which devices, backends and data sets there are.",
@@ -50,8 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
                 commands.carry_out(command, COMMANDS[command], rest)
     except RuntimeError as error:
+        from dm2_fast.distributed.group import Lost
         from dm2_fast.plugins import UsersError
 
+        if isinstance(error, Lost):
+            _fail(f"{error}; the same command goes on with what was finished")
         if not isinstance(error, UsersError):
             raise
         _fail(error.told())
@@ -78,9 +83,16 @@ def _overview() -> str:
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    if os.environ.get("RANK", "0") != "0":  # torchrun started this process, and another speaks
+        return
     print(f"dm2-fast: warning: {message}", file=sys.stderr)
 
 
 def _fail(message: str) -> NoReturn:
+    if "RANK" in os.environ and "torch" in sys.modules:
+        from dm2_fast.distributed import torchrun
+
+        if not torchrun.first_to_fail():
+            raise SystemExit(2) from None
     print(f"dm2-fast: error: {message}", file=sys.stderr)
     raise SystemExit(2) from None

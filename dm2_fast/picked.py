@@ -98,8 +98,9 @@ def check_names(names: Sequence[Any] | None, m: int) -> Sequence[Any] | None:
     return listed
 
 
-def check_picked(picked: object, who: str, budget: int, m: int) -> Picked:
-    """picked, if it is a choice of budget distinct rows of m, with a score for each row or None."""
+def check_picked(picked: object, who: str, budget: int, m: int, scored: int | None = None) -> Picked:
+    """picked, if it is a choice of budget distinct rows of m, with a score for each row (of those scored) or None."""
+    scored = m if scored is None else scored
     if not isinstance(picked, Picked):
         raise ValueError(f"{who} must return a dm2_fast.Picked(indices, scores), got {shown(picked)}")
     rows, scores = picked.indices, picked.scores
@@ -112,7 +113,7 @@ def check_picked(picked: object, who: str, budget: int, m: int) -> Picked:
     repeated = torch.nonzero(torch.bincount(rows) > 1)
     if len(repeated):
         raise ValueError(f"{who} must choose distinct rows, got row {repeated[0].item()} more than once")
-    if scores is not None and (not isinstance(scores, Tensor) or scores.shape != (m,)):
+    if scores is not None and (not isinstance(scores, Tensor) or scores.shape != (scored,)):
         got = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else shown(scores)
-        raise ValueError(f"{who} must return None or a score for each of the {m} rows, got {got}")
+        raise ValueError(f"{who} must return None or a score for each of the {scored} rows, got {got}")
     return picked

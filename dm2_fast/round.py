@@ -22,12 +22,14 @@ from dm2_fast.model.functions import FunctionModel, torch_module
 from dm2_fast.model.head import evaluating, find_head, model_device
 from dm2_fast.model.passes import ForwardPass
 from dm2_fast.model.pools import Pool
+from dm2_fast.model.repeated import softmax_moments, softmaxes
 from dm2_fast.model.together import Together
 from dm2_fast.operations.arguments import shown, whole
 from dm2_fast.operations.arrays import ArrayLike, as_integers
 from dm2_fast.operations.multilabel import Over
 from dm2_fast.operations.uncertainty import Uncertainty
 from dm2_fast.picked import Picked, check_budget, check_names, check_picked, check_row_ids, highest
+from dm2_fast.share import Share, Whole
 from dm2_fast.stage import stage
 from dm2_fast.traps import warn_of_ties
 
@@ -55,6 +57,7 @@ class Round:
         companions: Other networks that were trained for the same labels.
         remembered: What the strategy keeps from one round to the next: tensors, numbers, texts, and dicts of these.
         own_features: Features of the pool (m, e) and of the labelled set (n, e) that do not come from the model.
+        share: Which rows of a larger pool these are; None for all of it.
 
     Attributes:
         seconds: Wall time of each stage so far.
@@ -72,6 +75,7 @@ class Round:
     companions: Sequence[nn.Module] = ()
     remembered: dict[str, Any] = field(default_factory=dict)
     own_features: tuple[Tensor, Tensor] | None = None
+    share: Share = None  # type: ignore[assignment]
     seconds: dict[str, float] = field(default_factory=dict, init=False)
     _kept: dict[tuple[str, Hashable], Any] = field(default_factory=dict, init=False, repr=False)
 
@@ -81,6 +85,7 @@ class Round:
         if not isinstance(self.forward, ForwardPass):
             raise TypeError(f"forward must be a ForwardPass, got {shown(self.forward)}")
         self.seed, self.round = whole("seed", self.seed), whole("round", self.round)
+        self.share = self.share or Whole(len(self.forward))
         if self.labels is not None:
             self.labels = as_integers(self.labels, "labels")
 
@@ -138,7 +143,7 @@ class Round:
         return made
 
     def __len__(self) -> int:
-        return len(self.forward.inputs)
+        return len(self.forward)
 
     @cached_property
     def ids(self) -> NDArray[np.int64]:
@@ -198,11 +203,7 @@ class Round:
 
     @cached_property
     def behind_head(self) -> ForwardPass:
-        """The pass of the features through the head alone.
-
-        Raises:
-            ValueError: the model has no head, or does more to the features than the head does.
-        """
+        """The pass of the features through the head alone; see `behind` for what is refused."""
         head = self.head
         return self.forward if head is self.forward.model else behind(self.forward, head, self.features, self.logits)
 
@@ -235,12 +236,12 @@ class Round:
             ValueError: the model runs no dropout layer.
         """
         with self._dropout() as use:
-            return self.once("dropout", passes, lambda: self._dropout_forward.softmax_moments(passes, use))
+            return self.once("dropout", passes, lambda: softmax_moments(self._dropout_forward, passes, use))
 
     def sampled(self, passes: int) -> Tensor:
         """The softmax of each pass of `dropout`, (m, passes, C) float64: pass t is the same network for every row."""
         with self._dropout() as use:
-            return self.once("sampled", passes, lambda: self._dropout_forward.softmaxes(passes, use))
+            return self.once("sampled", passes, lambda: softmaxes(self._dropout_forward, passes, use))
 
     @contextmanager
     def _dropout(self) -> Iterator[Callable[[int], None]]:
@@ -254,9 +255,9 @@ class Round:
         forward = self.forward
         with evaluating(forward.model):
             tail = dropout_tail(forward.model, forward.first_rows())
-        if tail is None or tail[1] is not self.head:
+        if tail is None or tail[1] is not self.head or len(self) == 0:
             return forward
-        return replace(forward.through(tail), inputs=self.features, normalize=None)
+        return replace(forward.through(tail), inputs=self.features, normalize=None, rows=None)
 
     def derivatives(self, matrices: bool = False, labelled: bool = False) -> Derivatives:
         """The model over the pool, or over the labelled set, as a function of its parameters."""
@@ -279,7 +280,7 @@ class Round:
         if (name, key) not in self._kept:
             _ = self.samples
             with self.stage(name):
-                self._kept[name, key] = run()
+                self._kept[name, key] = self.share.once(name, key, run)
         result: T = self._kept[name, key]
         return result
 
@@ -306,11 +307,7 @@ class Round:
         outer[name] = outer.get(name, 0.0) + spent[name] - sum(within.values())
 
     def check_model(self) -> None:
-        """Raise unless there is a model that runs.
-
-        Raises:
-            ValueError: the round was made from arrays without a head.
-        """
+        """Raise a ValueError unless there is a model that runs: a round made from arrays without a head has none."""
         if isinstance(self.forward.model, NoModel):
             _ = self.head
 
@@ -340,8 +337,10 @@ class Round:
 
     def highest(self, scores: Tensor, budget: int, offset: int = 0) -> Tensor:
         """The rows of the budget highest scores after skipping offset of them, ties as `ties` says (Eq. 11)."""
+        scores = self.share.gather(scores)
         if self.ties == "random":
-            draw = torch.from_numpy(draws.uniform(self.seed, self.round, self.ids, "ties")).to(scores.device)
+            ids = self.share.gather(torch.from_numpy(self.ids)).numpy()
+            draw = torch.from_numpy(draws.uniform(self.seed, self.round, ids, "ties")).to(scores.device)
             order = draw.argsort(stable=True)
             return order[highest(scores[order], budget, offset)]
         ordered = scores.sort(descending=True, stable=True).indices

@@ -51,6 +51,8 @@ class Strategy:
             samples as it takes them, and the options, before each training, every time with the same random state.
         companions: How many other networks a run trains on the labelled set for it, from the options; none without.
         adversarial: The adversarial training of a run that does not say which.
+        in_parts: Whether choose may run in several processes at once, each with a part of the pool: it then sees the
+            other parts through `round.share` only.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Strategy:
     part: Callable[[nn.Module, Tensor, Any], nn.Module] | None = None
     companions: Callable[[Any], int] | None = None
     adversarial: AdversarialTraining = "off"
+    in_parts: bool = False
 
     def __post_init__(self) -> None:
         if self.options is not None and not (isinstance(self.options, type) and is_dataclass(self.options)):

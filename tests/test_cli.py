@@ -87,9 +87,10 @@ def test_a_run_s_own_config_with_another_seed_makes_a_folder_of_its_own(
         (["run", "--strategy", "dm2", "--bald.passes", "3"], "--bald.passes is an option of another strategy than dm2"),
         (["run", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["run", "--dataset", "mnist", "--data-dir", "nowhere"], "nowhere/MNIST/raw"),
-        (["fly"], "no command 'fly': there are run, select, bench, report, info"),
+        (["fly"], "no command 'fly': there are run, select, merge, bench, report, info"),
+        (["merge", "nowhere"], "nowhere is no folder of shards: name the one that dm2-fast select --shard wrote"),
         (["rum"], "no command 'rum': did you mean run?"),
-        ([], "give a command: run, select, bench, report, info"),
+        ([], "give a command: run, select, merge, bench, report, info"),
     ],
 )
 def test_a_mistake_gets_one_readable_line(

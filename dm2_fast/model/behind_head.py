@@ -13,7 +13,7 @@ def behind(forward: ForwardPass, head: nn.Module, features: Tensor, logits: Tens
     Raises:
         ValueError: the model does more to the features than the head does.
     """
-    alone = replace(forward.through(head), inputs=features, normalize=None)
+    alone = replace(forward.through(head), inputs=features, normalize=None, rows=None)
     few = slice(0, 2)
     try:
         found = alone.over(features[few]).logits()

@@ -91,8 +91,10 @@ class Derivatives:
         """The gradient of the mean cross-entropy of the pool, whose classes are labels (m,)."""
         total = {name: torch.zeros_like(parameter) for name, parameter in self.parameters.items()}
         with evaluating(self.forward.model):
-            for batch, start, keep in self.forward.batches("gradients"):
-                found = grad(partial(self._loss, batch, labels[start : start + keep]))(self.parameters)
+            left = labels
+            for batch, _, keep in self.forward.batches("gradients"):
+                found = grad(partial(self._loss, batch, left[:keep]))(self.parameters)
+                left = left[keep:]
                 for name, gradient in found.items():
                     total[name] += gradient * keep / len(labels)
         return total
@@ -104,7 +106,7 @@ class Derivatives:
             return _dot(grad(partial(self._loss, batch, labels[rows]))(parameters), direction)
 
         with evaluating(self.forward.model):
-            return grad(slope)(self.parameters, self.forward.rows(rows))  # type: ignore[no-any-return]
+            return grad(slope)(self.parameters, self.forward.take(rows))  # type: ignore[no-any-return]
 
     def _loss(self, batch: Batch, labels: Tensor, parameters: Direction) -> Tensor:
         """The mean cross-entropy of the first rows of a batch, as many as there are labels."""

@@ -1,7 +1,7 @@
 """Forward passes over a pool: features and logits (Eq. 3), and the uncertainty of mixed samples (Eqs. 8-10)."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -26,6 +26,7 @@ from dm2_fast.model.together import Batch, Together
 from dm2_fast.operations.arguments import one_of, shown, whole
 from dm2_fast.operations.arrays import ArrayLike, as_tensor
 from dm2_fast.operations.backends import MOST_THREADS, NAMES
+from dm2_fast.operations.memory import release
 from dm2_fast.operations.mix import Normalize, Recipe
 from dm2_fast.operations.multilabel import Over, check_over
 from dm2_fast.operations.probabilities import refuse_probabilities
@@ -56,6 +57,8 @@ class ForwardPass:
         prepare: "auto", or "off" to run the model as it is.
         autocast: torch.float16 or torch.bfloat16, to run the model under `torch.autocast`.
         multilabel, these_are_logits: As in `dm2_fast.uncertainty`.
+        rows: Which rows of the pool run, (n,) int64, in this order; None for all of them.
+        memory: A budget as in `dm2_fast.knn`; of mapped files, only what is in use then takes memory. None: no limit.
 
     Raises:
         ValueError: the pool is empty, batch_size < 1, or prepare, autocast or multilabel is none of the above.
@@ -73,6 +76,8 @@ class ForwardPass:
     autocast: torch.dtype | None = None
     multilabel: Over | None = None
     these_are_logits: bool = False
+    rows: Tensor | None = None
+    memory: int | str | None = None
     _shared: Shared = field(default_factory=Shared, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -93,6 +98,9 @@ class ForwardPass:
             raise ValueError(f"autocast must be None, torch.float16 or torch.bfloat16, got {shown(self.autocast)}")
         check_over(self.multilabel)
 
+    def __len__(self) -> int:
+        return len(self.inputs) if self.rows is None else len(self.rows)
+
     @cached_property
     def pool(self) -> ArrayLike | Together:
         """The samples; those of a data set are read when this is first asked for."""
@@ -107,7 +115,7 @@ class ForwardPass:
 
     def over(self, inputs: Pool) -> "ForwardPass":
         """The same pass over other inputs, through the same prepared model."""
-        return replace(self, inputs=inputs)
+        return replace(self, inputs=inputs, rows=None)
 
     def through(self, model: nn.Module) -> "ForwardPass":
         """The same pass through another model, prepared for itself."""
@@ -141,8 +149,11 @@ class ForwardPass:
         if features.dtype != model_dtype(self.model) or features.device != model_device(self.model):
             return None
         step = max(1, _CHECKED_ELEMENTS // features.shape[1])
+        features = features if self.rows is None else features[self.rows]
         for start in range(0, len(features), step):
-            check_finite("features", features[start : start + step], start)
+            check_finite("features", features[start : start + step], self._number(start))
+            if self.memory is not None:
+                release(features)
         return features
 
     def logits(self) -> Tensor:
@@ -159,9 +170,9 @@ class ForwardPass:
         """Mix every row by the recipe and return the uncertainty (m,) of the mixtures, Eqs. 7-10.
 
         Args:
-            recipe: What each row of the pool is mixed with.
+            recipe: What each of the rows is mixed with.
             kind: As in `dm2_fast.uncertainty`.
-            rows: Mix only these rows, (n,) int64, and return (n,).
+            rows: Mix these rows of the pool, (n,) int64, and return (n,).
 
         Raises:
             ValueError, TypeError: the model does not return finite (n, C) logits.
@@ -174,59 +185,23 @@ class ForwardPass:
             refuse_probabilities(logits, "the outputs of the model")
         return logits
 
-    def softmax_moments(self, passes: int, use: Callable[[int], None]) -> tuple[Tensor, Tensor]:
-        """Run the model itself several times, and return the mean of the softmax p and the mean entropy of p.
-
-        Specifically, with p[t] the softmax of pass t, this computes `p.mean(0)` (m, C) and
-        `torch.special.entr(p).sum(2).mean(0)` (m,), both float64, without storing p. The pool is read once.
-
-        Args:
-            passes: Passes over each batch.
-            use: Called with the pass's number before each.
-        """
-
-        def moments(each: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
-            mean = entropy = torch.zeros((), dtype=torch.float64)
-            for p in each:
-                mean = mean + p / passes
-                entropy = entropy + torch.special.entr(p).sum(1) / passes
-            return mean, entropy
-
-        means, entropies = zip(*self._softmaxes(passes, use, moments), strict=True)
-        return torch.cat(means), torch.cat(entropies)
-
-    def softmaxes(self, passes: int, use: Callable[[int], None]) -> Tensor:
-        """The softmax of each pass of `softmax_moments`, (m, passes, C) float64."""
-        return torch.cat(self._softmaxes(passes, use, lambda each: torch.stack(list(each), 1)))
-
-    def _softmaxes(
-        self, passes: int, use: Callable[[int], None], reduce: Callable[[Iterator[Tensor]], Step]
-    ) -> list[Step]:
-        """What reduce makes of the passes' softmax, for each batch."""
-        itself = Prepared("off", plain(self.model, None))
-
-        def softmax(number: int, batch: Batch, start: int, keep: int) -> Tensor:
-            use(number)
-            return outputs(itself.run, batch, start, keep, self._least_classes)[1].double().softmax(1)
-
-        with evaluating(self.model):
-            return [reduce(softmax(number, *part) for number in range(passes)) for part in self.batches("passes")]
-
     def batches(
         self, name: str, size: int | None = None, rows: Tensor | None = None
     ) -> Iterator[tuple[Batch, int, int]]:
-        """The pool, or some of its rows, in batches of one shape: each with the position of its first row, and with how
-        many of its rows count; those behind only fill it."""
-        size, m = size or self.batch_size, len(self.inputs if rows is None else rows)
+        """The rows that run, or others of the pool, in batches of one shape: each with the number of its first row, and
+        with how many of its rows count; those behind only fill it."""
+        size, rows = size or self.batch_size, self.rows if rows is None else rows
+        m = len(self.inputs) if rows is None else len(rows)
         for start in self._bar(range(0, m, size), name, -(-m // size)):
-            yield self._batch(None, start, size, self.num_threads, some=rows), start, min(size, m - start)
+            number = start if rows is None else int(rows[start])
+            yield self._batch(None, start, size, self.num_threads, some=rows), number, min(size, m - start)
 
     def first_rows(self) -> Batch:
         """A batch of the first two rows (one, of a batch_size of one), as the model takes it."""
         return self._batch(None, 0, min(2, self.batch_size))
 
-    def rows(self, rows: Tensor) -> Batch:
-        """Some rows of the pool, (n,) int64, as the model takes them."""
+    def take(self, rows: Tensor) -> Batch:
+        """These rows of the pool, (n,) int64, as the model takes them."""
         return self._batch(None, 0, len(rows), self.num_threads, some=rows)
 
     def uncertainty(self, logits: Tensor, kind: Uncertainty) -> Tensor:
@@ -272,6 +247,10 @@ class ForwardPass:
         self, name: str, recipe: Recipe | None, features: bool = False, rows: Tensor | None = None
     ) -> list[tuple[Tensor, Tensor]]:
         """(features, logits) of the plain or mixed pool, or of some rows, in parts; no features are logits instead."""
+        rows = self.rows if rows is None else rows
+        if rows is not None and len(rows) == 0:  # the shapes of what there is nothing of
+            one = None if recipe is None else Recipe(rows.new_zeros(1, 0), None, torch.ones(1))
+            return [(first[:0], second[:0]) for first, second in self._run(name, one, features, rows.new_zeros(1))]
         device, autocast, m = model_device(self.model), self._autocast(), len(self.inputs if rows is None else rows)
         engine = self.prepared()
         if features and engine.head is None:
@@ -298,7 +277,10 @@ class ForwardPass:
                         of_mix = 1 if engine.threads else self.num_threads
                         batch = self._batch(recipe, start, count, of_mix, engine.channels_last, rows)
                         keep = min(count, end - start)
-                        parts.append(outputs(engine.run, batch, start, keep, self._least_classes, features))
+                        number = start if rows is None else int(rows[start])
+                        parts.append(outputs(engine.run, batch, number, keep, self._least_classes, features))
+                        if self.memory is not None:
+                            release(self.pool, recipe and recipe.indices)
                     except (RuntimeError, MemoryError) as error:
                         if count == 1 or not out_of_memory(error):
                             raise
@@ -320,6 +302,10 @@ class ForwardPass:
                 stacklevel=3,
             )
         return [part for some in parts for part in some]
+
+    def _number(self, place: int) -> int:
+        """The row of the pool that runs at a place."""
+        return place if self.rows is None else int(self.rows[place])
 
     def _bar(self, steps: Iterable[Step], name: str, total: int) -> Iterable[Step]:
         bar: Iterable[Step] = tqdm(steps, name, total, leave=False, disable=None if self.progress else True)

@@ -42,6 +42,10 @@ class Recipe:
     weights: Tensor | None
     lam: Tensor
 
+    def of(self, rows: Tensor) -> "Recipe":
+        """What is mixed into some of the rows, (r,)."""
+        return Recipe(self.indices[rows], None if self.weights is None else self.weights[rows], self.lam[rows])
+
 
 def recipe(
     distances: Tensor,

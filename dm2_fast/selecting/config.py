@@ -1,11 +1,13 @@
 """What `dm2-fast select` is asked for."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from dm2_fast import plugins, strategies
 from dm2_fast.operations.arguments import whole
+from dm2_fast.operations.memory import as_bytes
 from dm2_fast.operations.multilabel import check_over
 
 
@@ -49,8 +51,12 @@ class SelectConfig:
         batch_size: Samples per forward pass; null for 256, or 4 MB of features.
         device: auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.
         threads: CPU threads; null leaves them as they are.
+        memory: What exact neighbours may take beside what is in memory already, as in 4GB; what needs more goes to
+            files beside the output, which are gone at the end. The plan is printed first. null for no limit.
         output: Folder to write, which must be new; null for one below selections/ that is named after pool, strategy,
             seed and round.
+        shard: i/N does part i of N of the work, without a network, into a folder beside the output; give the command
+            once for each i, on machines that share the files, and then dm2-fast merge with that folder.
         options: Options of the strategy, a dataclass of its own; None for its defaults.
     """
 
@@ -80,7 +86,9 @@ class SelectConfig:
     batch_size: int | None = None
     device: str = "auto"
     threads: int | None = None
+    memory: str | None = None
     output: Path | None = None
+    shard: str | None = None
     options: Any = None
 
     def __post_init__(self) -> None:
@@ -117,5 +125,30 @@ class SelectConfig:
         for name in ("batch_size", "threads"):
             if getattr(self, name) is not None:
                 whole(name, getattr(self, name), 1)
+        if self.memory is not None:
+            as_bytes(self.memory)
+        if self.shard is not None:
+            shard_of(self.shard)
         if self.layout not in ("nchw", "nhwc"):
             raise ValueError(f"layout must be one of nchw, nhwc, got {self.layout!r}")
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """Where the shards are.
+
+    Args:
+        shards: The folder that dm2-fast select --shard wrote, which ends in .parts.
+        output: Folder to write, which must be new; null for the one that the shards were meant for.
+    """
+
+    shards: Path
+    output: Path | None = None
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """(which, of how many) from `2/4`, the first being 1."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise ValueError(f"shard must be i/N with i from 1 to N, as in 2/4, got {text!r}")
+    return int(found[1]), int(found[2])

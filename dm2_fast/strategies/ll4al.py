@@ -128,7 +128,7 @@ def trained(round: Round, options: LL4ALConfig) -> LossModule:
         def steps(generator: torch.Generator) -> Iterator[TrainingStep]:
             for epoch, rows in shuffled_batches(len(labels), _BATCH, options.epochs, generator):
                 outputs = {name: mean[rows] for name, mean in zip(module.reads, means, strict=True)}
-                inputs, y = over_labelled.rows(rows), labels[rows].to(logits.device)
+                inputs, y = over_labelled.take(rows), labels[rows].to(logits.device)
                 yield TrainingStep(epoch, options.epochs, inputs, y, logits[rows], no_pool, outputs)
 
         return train_alone(module, steps, _LR, seed)  # type: ignore[return-value]

@@ -195,10 +195,10 @@ def trained(round: Round, options: VAALConfig) -> VAAL:
 
         def steps(generator: torch.Generator) -> Iterator[TrainingStep]:
             def draw(number: int) -> Tensor:
-                return pool.rows(torch.randint(m, (number,), generator=generator))  # type: ignore[return-value]
+                return pool.take(torch.randint(m, (number,), generator=generator))  # type: ignore[return-value]
 
             for epoch, rows in shuffled_batches(n, _BATCH, options.epochs, generator):
-                inputs, nothing = labelled.rows(rows), torch.zeros(len(rows), 1)
+                inputs, nothing = labelled.take(rows), torch.zeros(len(rows), 1)
                 yield TrainingStep(epoch, options.epochs, inputs, nothing[:, 0], nothing, draw, left=m)  # type: ignore[arg-type]
 
         with torch.random.fork_rng([]):

@@ -55,7 +55,7 @@ def same(a: dm2_fast.Picked, b: dm2_fast.Picked) -> None:
 @pytest.mark.parametrize("memory", [2**31, 0])
 def test_a_data_set_gives_what_its_array_gives_and_each_sample_is_read_once(kind: str, memory: int) -> None:
     samples = Counted(IMAGES, kind)
-    picked = select(net(), samples, 9, options=DM2Config(k=5), memory=memory)
+    picked = select(net(), DatasetPool(samples, memory=memory), 9, options=DM2Config(k=5))
     same(picked, select(net(), IMAGES, 9, options=DM2Config(k=5)))
     assert samples.reads == Counter(range(M))
     assert next(iter(picked.seconds)) == "read"
