@@ -75,7 +75,7 @@ def select(
             is called with (round, budget, options) and returns a `Picked`.
         options: The options of the strategy, `DM2Config(...)` for dm2; None for its defaults.
         labelled: The labelled samples, (n, ...), like pool, for the strategies that compare with them.
-        labels: Their classes, (n,) int64.
+        labels: Their classes, (n,) integers from 0 on.
         seed, round, row_ids: Key of every random draw, so that a row's draw is the same whatever else is in the pool;
             row_ids (m,) defaults to 0, 1, 2, ...
         ids: What the rows are called, (m,), all different, file names, say; `Picked.ids` has those of the chosen.
@@ -107,7 +107,8 @@ def select(
             finite (n, C) logits, the strategy needs a labelled set, or an option is out of range.
         TypeError: the pool or the model is none of the above, samples cannot be mixed as they are, or the options are
             those of another strategy.
-        RuntimeError: a forced backend cannot run.
+        RuntimeError: a forced backend cannot run, or the Dataset raised; the message names the row.
+        OSError: there is no room for the samples of a Dataset, or a process that reads them ended.
     """
     kept = MEMORY if memory is None else as_bytes(memory)
     reading: dict[str, Any] = {"entries": entries, "num_workers": num_workers, "memory": kept, "progress": progress}

@@ -21,6 +21,23 @@ COMMANDS = {
     "info": "Say what is installed, which devices, backends and data sets there are.",
 }
 _RESUMABLE = ("run", "bench")
+# What a message for Python says to do, and how a command says it.
+_AS_OPTIONS = {
+    "ties='random'": "--ties random",
+    "multilabel='mean'": "--multilabel mean",
+    "these_are_logits=True": "--these-are-logits",
+    "options=DM2Config(space='features')": "--dm2.space features",
+    "DM2Config(recall=0.95)": "--dm2.recall 0.95",
+    "or dm2_fast.logits_of(probabilities)": "or use --probabilities",
+    "logits=, probabilities= or head= to Round.from_arrays": "--logits, --probabilities or --head",
+    "head=(weight, bias) to Round.from_arrays, or a model to select": "--head",
+    "head=(weight, bias) to Round.from_arrays": "--head",
+    "features= to Round.from_arrays": "--features",
+    "labelled_features= with": "--labelled with",
+    "labelled= with": "--labelled with",
+    "labels= with those of": "--labelled with the labels of",
+    "with head=...": "with --head",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -85,7 +102,7 @@ def _overview() -> str:
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
     if os.environ.get("RANK", "0") != "0":  # torchrun started this process, and another speaks
         return
-    print(f"dm2-fast: warning: {message}", file=sys.stderr)
+    print(f"dm2-fast: warning: {_as_options(str(message))}", file=sys.stderr)
 
 
 def _fail(message: str) -> NoReturn:
@@ -94,5 +111,11 @@ def _fail(message: str) -> NoReturn:
 
         if not torchrun.first_to_fail():
             raise SystemExit(2) from None
-    print(f"dm2-fast: error: {message}", file=sys.stderr)
+    print(f"dm2-fast: error: {_as_options(message)}", file=sys.stderr)
     raise SystemExit(2) from None
+
+
+def _as_options(message: str) -> str:
+    for python, option in _AS_OPTIONS.items():
+        message = message.replace(python, option)
+    return message

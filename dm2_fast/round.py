@@ -22,10 +22,10 @@ from dm2_fast.model.passes import ForwardPass
 from dm2_fast.model.pools import Pool
 from dm2_fast.model.together import Together
 from dm2_fast.operations.arguments import shown, whole
-from dm2_fast.operations.arrays import ArrayLike, as_integers
+from dm2_fast.operations.arrays import ArrayLike
 from dm2_fast.operations.multilabel import Over
 from dm2_fast.operations.uncertainty import Uncertainty
-from dm2_fast.picked import Picked, check_budget, check_names, check_picked, check_row_ids, highest
+from dm2_fast.picked import Picked, check_budget, check_labels, check_names, check_picked, check_row_ids, highest
 from dm2_fast.share import Share, Whole
 from dm2_fast.traps import warn_of_ties
 
@@ -45,7 +45,7 @@ class Round:
         forward: The model and the pool, and how they are run.
         seed, round, row_ids: Key of every random draw; row_ids (m,) defaults to 0, 1, 2, ...
         labelled: Inputs of the labelled set, (n, ...), for the strategies that look at it.
-        labels: Their classes, (n,) int64.
+        labels: Their classes, (n,) integers from 0 on.
         part: What the strategy trained beside the network (see `dm2_fast.Strategy`), as it is after the training; None
             where the model was trained without it.
         ties: Which of equal scores is chosen: that of the lower row, or at random, by a draw of each row.
@@ -78,8 +78,7 @@ class Round:
             raise TypeError(f"forward must be a ForwardPass, got {shown(self.forward)}")
         self.seed, self.round = whole("seed", self.seed), whole("round", self.round)
         self.share = self.share or Whole(len(self.forward))
-        if self.labels is not None:
-            self.labels = as_integers(self.labels, "labels")
+        self.labels = check_labels(self.labels, None if self.labelled is None else len(self.labelled))
 
     @classmethod
     def from_arrays(
@@ -128,9 +127,8 @@ class Round:
             arrays.model, arrays.pool, None, None, batch_size or arrays.batch_size, backend, num_threads, progress,
             multilabel=multilabel, these_are_logits=these_are_logits,
         )  # fmt: skip
-        y = None if labels is None else torch.as_tensor(np.asarray(labels)).to(torch.int64)
         names = check_names(ids, len(arrays.pool))
-        made = cls(forward, seed, round, row_ids, arrays.labelled_features, y, names=names, ties=ties)
+        made = cls(forward, seed, round, row_ids, arrays.labelled_features, labels, names=names, ties=ties)
         made._kept.update(arrays.passes())
         return made
 
@@ -230,8 +228,8 @@ class Round:
             return kept
         labelled = self.labelled
         if labelled is None or len(labelled) == 0:
-            argument = "labelled_features" if isinstance(self.forward.model, NoModel) else "labelled"
-            raise ValueError(f"this strategy compares with labelled samples: pass {argument}= with at least one")
+            argument = "labelled_features= with" if isinstance(self.forward.model, NoModel) else "labelled= with"
+            raise ValueError(f"this strategy compares with labelled samples: pass {argument} at least one")
         return self.once("labelled", None, lambda: self.forward.over(labelled).features_and_logits()[0])
 
     def dropout(self, passes: int) -> tuple[Tensor, Tensor]:

@@ -23,9 +23,10 @@ def check_mixable(pool: ArrayLike | Together) -> None:
     """
     why = unmixable(pool)
     if why is not None:
+        numbers = ", or make floats of them if they are quantities" if not isinstance(pool, Together) else ""
         raise TypeError(
             f"samples cannot be mixed as they are, since {why}: mix their features, with "
-            "options=DM2Config(space='features')"
+            f"options=DM2Config(space='features'){numbers}"
         )
 
 

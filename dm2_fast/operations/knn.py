@@ -175,8 +175,10 @@ def _open(
     if other is None:
         rows = UnitRows(x, "x", progress, unit)
         return rows, rows
-    integers = not _is_floating_point(other)
+    plain, integers = isinstance(other, (list, tuple)), not _is_floating_point(other)
     other = matrix(other, other_name)
+    if plain and same_kind:  # a list has no dtype of its own
+        other = other.to(x.dtype)
     if integers or not same_kind:  # integers that became floating point, whichever holds them
         wider = torch.promote_types(x.dtype, other.dtype)
         x, other = x.to(wider), other.to(wider)

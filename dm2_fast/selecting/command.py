@@ -20,7 +20,7 @@ from dm2_fast.distributed import torchrun
 from dm2_fast.distributed.acquire import merge_shards, run_shard, select_in_parts
 from dm2_fast.distributed.group import Group
 from dm2_fast.experiment.folder.files import naming_file, unfinished
-from dm2_fast.experiment.folder.sheet import draw_chosen
+from dm2_fast.experiment.folder.sheet import draw_chosen, short
 from dm2_fast.experiment.machine import reproducible, usable_device
 from dm2_fast.model.passes import ForwardPass
 from dm2_fast.operations.arrays import ArrayLike, as_tensor
@@ -157,7 +157,7 @@ def _select(
             group.agree(lambda: None)
     if echo:
         if damaged:
-            echo(f"{len(damaged)} damaged images were left out, see damaged.txt")
+            echo(f"left out: {count(len(damaged), 'damaged image')}, see damaged.txt")
         if picked.prepared is not None and picked.prepared.startswith("off: "):
             echo(f"the model runs as it is, since it cannot be prepared, which costs speed: {picked.prepared[5:]}")
         if picked.audit is not None:
@@ -198,7 +198,11 @@ def _samples(config: SelectConfig) -> tuple[list[str] | None, NDArray[Any], list
     if config.pool is not None and config.pool.is_dir():
         if config.ids is not None:
             raise ValueError("leave out --ids: the images of a folder are called by their file names")
+        if config.layout != "nchw":
+            raise ValueError("leave out --layout: it belongs to a .npy file, and images of a folder need none")
         return read_images(config.pool, config.size, config.skip_damaged, config.workers)
+    if config.skip_damaged:
+        raise ValueError("leave out --skip-damaged: it belongs to a folder of images")
     array = _array(config)
     return None if config.ids is None else read_ids(config.ids, len(array)), array, []
 
@@ -244,7 +248,8 @@ def _ask(
         x = contiguous(array, unlabelled, scratch)
         near = others[np.arange(len(labelled))] if len(labelled) else None
         given: dict[str, Any] = {name: outputs[unlabelled], "labelled_features": near, "labels": labels}
-        return Round.from_arrays(x, **given, **keys, multilabel=config.multilabel, progress=True)
+        kind: dict[str, Any] = {"multilabel": config.multilabel, "these_are_logits": config.these_are_logits}
+        return Round.from_arrays(x, **given, **keys, **kind, progress=True)
     pool: ArrayLike
     if config.features is not None:
         pool = (
@@ -265,6 +270,7 @@ def _ask(
             )
     size = config.batch_size or batch_size
     options: dict[str, Any] = {"progress": True, "multilabel": config.multilabel, "memory": config.memory}
+    options["these_are_logits"] = config.these_are_logits
     forward = ForwardPass(model.to(device), pool, normalize, head, size, **options)
     return Round(forward, labelled=others, labels=labels, **keys)
 
@@ -324,21 +330,17 @@ def _write(
         np.save(folder / "scores.npy", everywhere)
     if config.export is not None:
         called = [str(row) if ids is None else ids[row] for row in rows.tolist()]
-        given = None if scores is None else [float(scores[row]) for row in chosen.tolist()]
-        images = config.pool is not None and config.pool.is_dir()
-        label_studio.write_tasks(folder, rows.tolist(), called, given, f"dm2_fast {config.strategy}", images)
+        of_chosen = None if scores is None else scores[chosen]
+        images = config.pool if config.pool is not None and config.pool.is_dir() else None
+        source = f"dm2_fast {config.strategy}"
+        label_studio.write_tasks(folder, rows.tolist(), called, of_chosen, scores, source, images)
     write_config(config, folder)
     if config.pool is not None:
 
         def names(places: Tensor) -> list[str]:
             numbers = unlabelled[places.numpy()].tolist()
-            return [f"row {row}" if ids is None else _short(ids[row]) for row in numbers]
+            return [f"row {row}" if ids is None else short(ids[row]) for row in numbers]
 
         draw_chosen(
             folder / "selected.png", PoolRows("pool", array, unlabelled), picked, names, f"round {config.round}"
         )
-
-
-def _short(name: str, most: int = 14) -> str:
-    """A name as it fits above a picture: the end of a file name says more than its folders."""
-    return name if len(name) <= most else "…" + name[1 - most :]

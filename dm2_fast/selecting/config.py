@@ -44,6 +44,7 @@ class SelectConfig:
         ties: Which of equal scores is chosen: that of the lower row, or at random, by a draw of each row.
         multilabel: The mean or the max over the labels, for a model whose outputs are labels of their own, with
             sigmoids.
+        these_are_logits: Outputs that look like probabilities are logits nevertheless.
         export: label-studio also writes the chosen rows as tasks that Label Studio imports.
         budget: How many samples to choose.
         seed: Key of everything random.
@@ -79,6 +80,7 @@ class SelectConfig:
     strategy: str = "dm2"
     ties: Literal["lower", "random"] = "lower"
     multilabel: Literal["mean", "max"] | None = None
+    these_are_logits: bool = False
     export: Literal["label-studio"] | None = None
     budget: int = 100
     seed: int = 0
@@ -115,7 +117,8 @@ class SelectConfig:
                 if getattr(self, name) is not None:
                     raise ValueError(f"leave out --{name}: the run of --run has its own")
         elif self.model is None or not plugins.is_plugin(self.model):
-            raise ValueError(f"give --model as package.module:function for --pool, got {self.model}")
+            got = "" if self.model is None else f", got {self.model}"
+            raise ValueError(f"give --model for --pool, as package.module:function{got}")
         for name, choices in (("ties", ("lower", "random")), ("export", ("label-studio", None))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {getattr(self, name)!r}")

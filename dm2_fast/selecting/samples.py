@@ -32,7 +32,8 @@ def open_array(name: str, file: Path) -> NDArray[Any]:
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy, zipfile and zlib each have their own
-        raise ValueError(f"{name} must be a .npy file of numbers, got {file} ({_reason(error)})") from error
+        why = "" if "pickle" in str(error) else f" ({_reason(error)})"  # numpy takes any other file for one of those
+        raise ValueError(f"{name} must be a .npy file of numbers, as numpy.save writes it, got {file}{why}") from error
     if not isinstance(array, np.ndarray):
         array.close()
         raise ValueError(f"{name} must be a .npy file of one array, got {file}")
@@ -154,7 +155,7 @@ def read_labelled(
             raise ValueError(f"{where} row must be named once, got {row}, which is in {unit} {rows[row]} too")
         rows[row] = at
         if label is not None:
-            labels.append(numbers[label] if label in numbers else _integer(where, "label", label))
+            labels.append(numbers[label] if label in numbers else _label(where, label))
     return np.array(list(rows), np.int64), torch.tensor(labels) if labels else None
 
 
@@ -190,9 +191,10 @@ def _separator(text: str) -> str:
     return ""
 
 
-def _integer(where: str, name: str, text: str) -> int:
+def _label(where: str, text: str) -> int:
     if not (text.isascii() and text.isdigit()):
-        raise ValueError(f"{where} {name} must be an integer from 0 on, got {text!r}{remedy(text)}")
+        why = remedy(text) or (" (names of classes need --classes)" if text.isidentifier() else "")
+        raise ValueError(f"{where} label must be an integer from 0 on, got {text!r}{why}")
     return int(text)
 
 
@@ -210,7 +212,8 @@ def read_head(file: Path, features: NDArray[Any]) -> nn.Linear:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             held = {name: np.asarray(arrays[name]) for name in arrays.files}
     except Exception as error:  # numpy, zipfile and zlib each have their own
-        raise ValueError(f"head must be a .npz file of weight and bias, got {file} ({first_line(error)})") from error
+        why = "" if isinstance(error, (AttributeError, TypeError)) else f" ({first_line(error)})"
+        raise ValueError(f"head must be a .npz file of weight and bias, got {file}{why}") from error
     if set(held) == {"coef_", "intercept_"}:
         try:
             return linear_head(held["coef_"], held["intercept_"], features.shape[1], _torch(searched(features)))
