@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,9 +23,10 @@ from dm2_fast.experiment.machine import reproducible, usable_device
 from dm2_fast.experiment.oracle import TO_LABEL, Oracle, ask_function, ask_person, keep_answers, remove_questions
 from dm2_fast.experiment.state import RoundResult, State, newest_state, save_state
 from dm2_fast.experiment.training import evaluate, further_tests
-from dm2_fast.experiment.twins import train_round
+from dm2_fast.experiment.twins import train_companions, train_round
 from dm2_fast.model.passes import ForwardPass
-from dm2_fast.round import Round, stage
+from dm2_fast.round import Round
+from dm2_fast.stage import stage
 from dm2_fast.strategy import Strategy
 from dm2_fast.words import count
 
@@ -164,6 +166,12 @@ def _round(
                 )
             )  # fmt: skip
     if not last:
+        number = 0 if strategy.companions is None else strategy.companions(config.options)
+        with stage(seconds, "companions", device) if number else nullcontext():
+            companions = train_companions(
+                lambda seed: fresh_model(replace(config, seed=seed), data, device),
+                number, labelled, state.twins, data, config, r, epsilon, file,
+            )  # fmt: skip
         if config.candidates is not None and config.candidates < len(unlabelled):
             unlabelled = shuffled(unlabelled, config.seed, "candidates", r + 1)[: config.candidates].sort().values
         forward = ForwardPass(
@@ -171,7 +179,10 @@ def _round(
         )
         inputs, labels = data.x[labelled], data.y[labelled]
         own = None if data.own_features is None else (data.own_features[unlabelled], data.own_features[labelled])
-        asked = Round(forward, config.seed, r + 1, unlabelled, inputs, labels, part, ties=config.ties, own_features=own)
+        asked = Round(
+            forward, config.seed, r + 1, unlabelled, inputs, labels, part, ties=config.ties, companions=companions,
+            remembered=state.remembered, own_features=own,
+        )  # fmt: skip
         picked = select_from(asked, int(config.budget or 0), strategy, config.options)
         seconds |= picked.seconds
         if r == 0 and picked.prepared is not None and picked.prepared.startswith("off: "):
@@ -194,7 +205,7 @@ def _round(
             torch.save(model.state_dict(), partial)
     save_state(folder.checkpoints, state)
     if last:
-        file.path.unlink()
+        file.remove()
     return model
 
 

@@ -20,7 +20,16 @@ from dm2_fast.experiment.training import Evaluation, train
 
 QUICK = RunConfig(initial=12, budget=6, rounds=2, pool=120, test=80, training=TrainingConfig(epochs=4))
 
-WITHOUT_SCORES = ("coreset", "core-gcn", "badge", "prob-cover", "alpha-mix", "noise-stability")
+WITHOUT_SCORES = (
+    "coreset",
+    "core-gcn",
+    "badge",
+    "prob-cover",
+    "alpha-mix",
+    "noise-stability",
+    "batchbald",
+    "cluster-margin",
+)
 
 
 def table(file: Path) -> list[dict[str, str]]:
@@ -32,7 +41,13 @@ def without_seconds(file: Path) -> list[dict[str, str]]:
     return [{key: value for key, value in line.items() if not key.startswith("seconds")} for line in table(file)]
 
 
-@pytest.mark.parametrize("strategy", strategies.names())
+RELATED = ("batchbald", "ent-gn", "exp-gn", "qbc", "cluster-margin", "isal", "ll4al", "vaal")  # each takes seconds
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in RELATED else []) for name in strategies.names()],
+)
 def test_a_run_labels_trains_and_leaves_its_files(strategy: str, tmp_path: Path) -> None:
     lines: list[str] = []
     result = dm2_fast.run(replace(QUICK, strategy=strategy, output=tmp_path / "run"), echo=lines.append)
@@ -50,7 +65,8 @@ def test_a_run_labels_trains_and_leaves_its_files(strategy: str, tmp_path: Path)
         assert float(line["seconds_train"]) > 0
     selecting = {
         "random": "train", "least-confidence": "logits", "entropy": "logits", "margin": "logits", "bald": "dropout",
-        "entropy-bayesian": "dropout", "noise-stability": "noise",
+        "entropy-bayesian": "dropout", "noise-stability": "noise", "ent-gn": "entropy_slope", "exp-gn": "label_slopes",
+        "qbc": "sampled", "batchbald": "sampled", "isal": "influence", "ll4al": "blocks", "vaal": "codes",
     }.get(strategy, "features")  # fmt: skip
     assert [bool(line[f"seconds_{selecting}"]) for line in rounds[:2]] == [True, True]
     assert [line["epsilon"] for line in rounds] == (["", "0.015686", "0.015686"] if strategy == "dm2-at" else [""] * 3)
