@@ -23,11 +23,12 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Each imports itself and those behind it; dm2_fast is the package's own __init__.py.
 ORDER = (
     "__main__", "cli", "commands", "options", "info", "paper", "selecting", "experiment", "adapters", "ops", "dm2_fast",
-    "distributed", "acquire", "strategies", "plugins", "strategy", "adversarial", "round", "share", "picked", "traps",
-    "model", "operations", "threads", "draws", "terminal", "extras", "progress", "words", "kernels", "_C",
+    "distributed", "acquire", "strategies", "plugins", "strategy", "training_part", "adversarial", "round", "share",
+    "picked", "traps", "stage", "model", "operations", "threads", "draws", "terminal", "extras", "progress", "words",
+    "kernels", "_C",
 )  # fmt: skip
 CORE = ORDER[ORDER.index("dm2_fast") :]
-EXTRAS = ("run", "strategies", "triton", "skactiveml", "baal", "small-text", "tensorboard")
+EXTRAS = ("run", "strategies", "triton", "robust", "skactiveml", "baal", "small-text", "tensorboard")
 NOT_INSTALLED = {"skactiveml": ["scikit-activeml"], "small_text": ["small-text"], "baal": ["baal"]}  # by make test
 ON_FIRST_USE = {("dm2_fast", "experiment")}  # in TYPE_CHECKING; __getattr__ imports what is asked for
 

@@ -19,7 +19,10 @@ rng = np.random.default_rng(0)
 POOL, LABELLED = rng.standard_normal((70, 6)), rng.standard_normal((20, 6))
 Y = np.arange(20) % 3
 LINEAR = LogisticRegression().fit(LABELLED, Y)
-INSIDE = ("bald", "entropy-bayesian", "alpha-mix", "noise-stability")
+INSIDE = (
+    "bald", "entropy-bayesian", "alpha-mix", "noise-stability", "batchbald", "qbc", "isal", "ll4al", "vaal", "ent-gn",
+    "exp-gn",
+)  # fmt: skip
 FITTING = [name for name in dm2_fast.strategies.names() if name not in INSIDE]
 
 

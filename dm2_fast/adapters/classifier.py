@@ -22,7 +22,7 @@ from dm2_fast.strategy import FEATURES, LABELLED
 # Probabilities (n, C) of a batch as the data has it; and, with the second argument True, its features (n, d) too.
 Predict = Callable[[Any, bool], Any]
 _BLOCK_BYTES = 2**23
-_INSIDE = ("bald", "entropy-bayesian", "alpha-mix", "noise-stability")  # its dropout, its head, or its weights
+_SHOWN = {"logits", "features", "labelled", "mixed"}  # what a classifier shows, by the names of the passes
 
 
 class Rows:
@@ -87,7 +87,7 @@ def choose(
         ValueError, TypeError: As in `dm2_fast.select`.
     """
     found, m = get(strategy), len(pool)
-    if found.name in _INSIDE:
+    if found.name == "alpha-mix" or {each.name for each in found.passes} - _SHOWN:
         raise ValueError(
             f"strategy {found.name} looks into a network, and a classifier shows its probabilities alone: give the "
             "network to dm2_fast.select"

@@ -61,7 +61,7 @@ def query(
         classifier: Fitted; its `predict_proba` takes rows of the pool.
         pool: Samples, (m, ...) floating point; an array or a sparse matrix.
         n_instances: How many to choose.
-        strategy: A name; those that look into a network (bald, entropy-bayesian, alpha-mix, noise-stability) cannot.
+        strategy: A name; those that look into a network, such as bald, cannot.
         options, seed: As in `dm2_fast.select`.
         labelled: Labelled samples, (n, ...); None for the `X_training` of the classifier, which modAL's learners have.
 

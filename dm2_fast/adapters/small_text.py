@@ -36,7 +36,7 @@ class Acquisition(QueryStrategy):  # type: ignore[misc]  # of a package without 
     random. Of equal scores, a draw decides.
 
     Args:
-        strategy: A name; those that look into a network (bald, entropy-bayesian, alpha-mix, noise-stability) cannot.
+        strategy: A name; those that look into a network, such as bald, cannot.
         options: As in `dm2_fast.select`.
         head: Called with a trained PyTorch classifier, returns what turns its features into logits; None for
             `classifier.model.fc`, as KimCNN has it.

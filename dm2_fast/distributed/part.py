@@ -76,7 +76,7 @@ class Part:
         return result
 
     def _owner(self, numbers: Tensor) -> Tensor:
-        return torch.searchsorted(torch.tensor(self.bounds[1:]), numbers, right=True)
+        return torch.searchsorted(torch.tensor(self.bounds[1:], device=numbers.device), numbers, right=True)
 
 
 TOGETHER = ("neighbours",)  # what the processes compute together, so that one cannot skip it alone

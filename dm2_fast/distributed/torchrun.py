@@ -29,6 +29,8 @@ def processes() -> Iterator[Group]:
     store, rank, size = next(iter(rendezvous("env://", timeout=_PATIENCE)))
     _told = store
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device("auto"))
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
     try:
         yield Group()
