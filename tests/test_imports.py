@@ -29,7 +29,10 @@ ORDER = (
 )  # fmt: skip
 CORE = ORDER[ORDER.index("dm2_fast") :]
 EXTRAS = ("run", "strategies", "triton", "robust", "skactiveml", "baal", "small-text", "tensorboard")
-NOT_INSTALLED = {"skactiveml": ["scikit-activeml"], "small_text": ["small-text"], "baal": ["baal"]}  # by make test
+# By make test.
+NOT_INSTALLED = {
+    "skactiveml": ["scikit-activeml"], "small_text": ["small-text"], "baal": ["baal"], "pyautoattack": ["pyautoattack"],
+}  # fmt: skip
 ON_FIRST_USE = {("dm2_fast", "experiment")}  # in TYPE_CHECKING; __getattr__ imports what is asked for
 
 

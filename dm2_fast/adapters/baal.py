@@ -24,7 +24,7 @@ from dm2_fast.operations.mix import Normalize, mix, recipe
 from dm2_fast.round import Round
 from dm2_fast.strategies import get
 from dm2_fast.strategies.dm2 import DM2Config
-from dm2_fast.strategy import LABELLED
+from dm2_fast.strategy import FEATURES
 
 with extras.needed("baal", "dm2_fast.adapters.baal"):
     from baal.active.heuristics import AbstractHeuristic
@@ -74,11 +74,9 @@ class Acquisition(AbstractHeuristic):  # type: ignore[misc]  # of a package with
             raise ValueError("Acquisition.inputs needs the model and the data set: Acquisition(model=, dataset=)")
         forward = ForwardPass(plain(self.model), open_pool(pool), **self.reading)
         labelled, labels = None, None
-        if LABELLED in self.strategy.passes and self.dataset.labelled.any():
+        if FEATURES in self.strategy.passes and self.dataset.labelled.any():
             samples = Labelled(self.dataset)
-            labelled = open_pool(samples, "labelled")
-            if self.strategy.name == "alpha-mix":
-                labels = torch.tensor([int(samples[i][1]) for i in range(len(samples))])
+            labelled, labels = open_pool(samples, "labelled"), samples.labels()
         rows, known = rows_of(pool, self.dataset), int(self.dataset.labelled.sum())
         return Round(forward, self.seed, known, rows, labelled, labels, ties="random")
 
@@ -200,6 +198,13 @@ class Labelled(Dataset[Any]):
 
     def __getitem__(self, place: int) -> Any:
         return self.samples[int(self.rows[place])]
+
+    def labels(self) -> torch.Tensor | None:
+        """Their classes, (n,); None where the second part of a sample is no whole number."""
+        samples = [self[place] for place in range(len(self))]
+        given = [sample[1] for sample in samples if isinstance(sample, (tuple, list)) and len(sample) > 1]
+        numbers = [label for label in given if np.ndim(label) == 0 and int(label) == label]
+        return torch.tensor([int(label) for label in numbers]) if len(numbers) == len(samples) else None
 
 
 def rows_of(pool: Any, dataset: Any) -> NDArray[np.int64] | None:

@@ -19,6 +19,7 @@ from dm2_fast.adapters.baal import Acquisition, mixed_probabilities
 
 pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad:UserWarning")  # in their losses
 STRATEGIES = ("dm2", "margin", "coreset", "badge")
+TRAINED = ("ll4al", "vaal", "qbc")  # with the network, in a run of ours
 
 
 class Digits(Dataset):
@@ -81,7 +82,7 @@ def test_a_loop_on_the_digits(name: str) -> None:
     assert accuracies[-1] > accuracies[0]
 
 
-@pytest.mark.parametrize("name", dm2_fast.strategies.names())
+@pytest.mark.parametrize("name", [name for name in dm2_fast.strategies.names() if name not in TRAINED])
 @pytest.mark.parametrize(
     "patch", [lambda module: module, MCDropoutModule, patch_module], ids=["plain", "mc", "patched"]
 )

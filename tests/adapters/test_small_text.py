@@ -130,8 +130,8 @@ def test_a_network_of_pytorch_mixes_its_features(name: str) -> None:
 def test_what_is_wrong_is_said() -> None:
     with pytest.raises(ValueError, match="strategy must be one of"):
         Acquisition("nothing")
-    with pytest.raises(TypeError, match="strategy margin has no options"):
-        Acquisition("margin", dm2_fast.DM2Config())
+    with pytest.raises(TypeError, match="strategy coreset has no options"):
+        Acquisition("coreset", dm2_fast.DM2Config())
     clf = SklearnClassifier(LogisticRegression(), 10)
     with pytest.raises(EmptyPoolException):
         Acquisition().query(clf, digits(), np.array([], int), POOL, Y, 1)
