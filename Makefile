@@ -17,7 +17,7 @@ BUILT = _C$(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_config_var
 PRELOAD = LD_PRELOAD="$(shell $(CXX) -print-file-name=$(1)) $(shell $(CXX) -print-file-name=libstdc++.so)"
 OPERATIONS := tests/operations --ignore tests/operations/test_ops.py -m "not slow" -k "not triton" -p no:cacheprovider
 
-.PHONY: run test test-slow test-oldest test-compilers fuzz docs wheel release-check lint bench gpu sanitize \
+.PHONY: run test test-slow test-oldest test-core test-compilers fuzz docs wheel release-check lint bench gpu sanitize \
 	sanitize-extension limit install install-test clean
 
 run: install  ## install, then DM2-AT on the digits that come with scikit-learn
@@ -39,6 +39,17 @@ test-oldest:  ## the suite with the oldest torch and packages that are supported
 	build/oldest/bin/python -m pip install --quiet -c constraints-oldest.txt -e '.[test]'
 	build/oldest/bin/python -m pytest -m "not slow"
 
+# Without the extras, so without the tests that need scipy or torchvision.
+CORE := tests/operations tests/model --ignore tests/operations/test_mix.py --ignore tests/model/test_preparation.py
+test-core:  ## the core alone, without any extra, with the oldest torch and with the newest
+	for pins in constraints-oldest.txt constraints.txt; do \
+		env=build/core-$$(basename $$pins .txt); \
+		python3 -m venv $$env && $$env/bin/python -m pip --disable-pip-version-check install -q --upgrade 'pip>=25' && \
+		$$env/bin/python -m pip --disable-pip-version-check install -q -c $$pins -e . pytest pytest-benchmark pytest-timeout \
+			hypothesis && \
+		$$env/bin/python -m pytest -m "not slow" $(CORE) || exit 1; \
+	done
+
 wheel:  ## an sdist and, from it, a wheel for this machine in dist/, made in a clean environment
 	rm -rf dist build/wheel
 	python3 -m venv build/wheel
@@ -51,7 +62,7 @@ docs: $(PYTHON)  ## the documentation site in build/site; a warning or a dead li
 	$(PIP) install --quiet $(PINNED) -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
 
-release-check: docs lint test test-slow test-oldest test-compilers sanitize sanitize-extension wheel  ## before a release
+release-check: docs lint test test-slow test-oldest test-core test-compilers sanitize sanitize-extension wheel  ## before a release
 	$(PYTHON) -m pytest -m release
 	$(PYTHON) tests/fuzz/run.py --seconds 3600
 

@@ -1,11 +1,15 @@
 """MkDocs hooks: README and CONTRIBUTING as pages, the reference from the docstrings, and equations as MathML."""
 
+import inspect
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import docstring_parser
 import latex2mathml.converter
 from mkdocs.structure.files import File
+from site_docstrings import spaced
 
 import dm2_fast
 
@@ -44,11 +48,38 @@ def _reference() -> str:
     return "\n".join(lines)
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """$$...$$ and $`...`$, as GitHub shows them too, as MathML."""
+def _definitions() -> str:
+    """A section per strategy: the docstrings of its file and of what chooses, and its options with their defaults."""
+    lines = ["", "## Definitions"]
+    for module in dm2_fast.strategies._MODULES:
+        strategy, options = module.STRATEGY, module.STRATEGY.options
+        own = vars(module).get("choose")
+        chooses = inspect.getdoc(own).partition("\nRaises:")[0] if own else ""
+        lines += ["", f"### {strategy.name}", "", spaced(inspect.getdoc(module)), "", spaced(chooses), ""]
+        if options is not None and own is not None:
+            defaults = {item.name: item.default for item in fields(options)}
+            for option in docstring_parser.parse(options.__doc__).params:
+                told = " ".join(option.description.split())
+                lines.append(f"- `{option.arg_name}` (default: {defaults[option.arg_name]}): {told}")
+    return "\n".join(lines)
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
+    """Links by titles; the definitions of the strategies; $$...$$ and $`...`$, as GitHub shows them too, as MathML."""
+    titles = {file: title for entry in config.nav for title, file in entry.items()}
+    markdown = re.sub(
+        r"\[(?:docs/)?([\w-]+\.md)\]\(", lambda found: f"[{titles.get(found[1].lower(), found[1])}](", markdown
+    )
+    if page.file.src_uri == "strategies.md":
+        markdown += _definitions()
 
     def block(found: re.Match[str]) -> str:
         return latex2mathml.converter.convert(found[1].strip(), display="block")
 
     markdown = re.sub(r"^\$\$\n(.*?)^\$\$$", block, markdown, flags=re.DOTALL | re.MULTILINE)
     return re.sub(r"\$`(.+?)`\$", lambda found: latex2mathml.converter.convert(found[1]), markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Short code in a sentence is not broken at its hyphens."""
+    return re.sub(r"<code>([^<\n]{1,32})</code>", r'<code class="short">\1</code>', html)

@@ -40,9 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
-            from dm2_fast import commands
+            if given == ["info"]:  # what is missing can be asked without what options need
+                from dm2_fast.info import InfoConfig, write_info
+                from dm2_fast.terminal import Printer
 
-            commands.carry_out(command, COMMANDS[command], rest)
+                write_info(InfoConfig(), Printer())
+            else:
+                from dm2_fast import commands
+
+                commands.carry_out(command, COMMANDS[command], rest)
     except RuntimeError as error:
         from dm2_fast.plugins import UsersError
 

@@ -5,13 +5,14 @@ from typing import Any
 
 from dm2_fast import strategies
 from dm2_fast.experiment import RunConfig, run
-from dm2_fast.info import InfoConfig, check_kernels, info
+from dm2_fast.info import InfoConfig, write_info
 from dm2_fast.options import build, check_files, option_groups, parser
 from dm2_fast.paper.report import ReportConfig, write_comparison_of, write_report
 from dm2_fast.paper.study import StudyConfig, study
 from dm2_fast.paper.sweep import SweepConfig, sweep
 from dm2_fast.paper.table4 import Table4Config, table4
 from dm2_fast.selecting.command import SelectConfig, select_from_files
+from dm2_fast.terminal import Printer
 
 
 def carry_out(command: str, description: str, given: Sequence[str]) -> None:
@@ -31,63 +32,61 @@ def carry_out(command: str, description: str, given: Sequence[str]) -> None:
         if {one, several} <= {argument.partition("=")[0] for argument in given}:
             raise ValueError(f"use {one} or {several}, not both")
     _check_options_are_used(given, groups, values)
-    act(values)
+    act(values, Printer())
 
 
-def _run(values: Any) -> None:
+def _run(values: Any, echo: Callable[[str], None]) -> None:
     several = build(SweepConfig, values)
     if several.seeds is None and several.strategies is None:
-        result = run(build(RunConfig, values), echo=_echo)
+        result = run(build(RunConfig, values), echo=echo)
         if result.to_label is None:
             files = "curve.png, rounds.csv, selected.csv, round_NN.png (what was chosen), model.pt, config.yaml"
-            print(f"\n{result.folder}: {files}")
+            echo(f"\n{result.folder}: {files}")
         else:
             rows = len(result.chosen[-1])
-            print(f"\n{result.to_label}: fill in the label of {'its row' if rows == 1 else f'each of the {rows} rows'}")
-            print("(the images are in to_label_*.png beside it), then give the same command again.")
+            echo(f"\n{result.to_label}: fill in the label of {'its row' if rows == 1 else f'each of the {rows} rows'}")
+            echo("(the images are in to_label_*.png beside it), then give the same command again.")
         return
     configs = [
         build(RunConfig, values, strategy=strategy, seed=seed)
         for strategy in several.strategies or [values.strategy]
         for seed in several.seeds or [values.seed]
     ]
-    print(f"\n{sweep(configs, values.output, echo=_echo)}: report.csv, report.png")
+    echo(f"\n{sweep(configs, values.output, echo=echo)}: report.csv, report.png")
 
 
-def _select(values: Any) -> None:
-    folder = select_from_files(build(SelectConfig, values), echo=_echo)
-    print(f"\n{folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
+def _select(values: Any, echo: Callable[[str], None]) -> None:
+    folder = select_from_files(build(SelectConfig, values), echo=echo)
+    echo(f"\n{folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
 
 
-def _bench(values: Any) -> None:
-    folder = table4(build(Table4Config, values), echo=_echo)
-    print(f"\n{folder}: table4.md, table4.csv, table4.png, timings.csv (every single one)")
+def _bench(values: Any, echo: Callable[[str], None]) -> None:
+    folder = table4(build(Table4Config, values), echo=echo)
+    echo(f"\n{folder}: table4.md, table4.csv, table4.png, timings.csv (every single one)")
 
 
-def _study(values: Any) -> None:
-    folder = study(build(StudyConfig, values), echo=_echo)
-    print(f"\n{folder}: {', '.join(sorted(file.name for file in folder.iterdir() if not file.name.startswith('.')))}")
+def _study(values: Any, echo: Callable[[str], None]) -> None:
+    folder = study(build(StudyConfig, values), echo=echo)
+    echo(f"\n{folder}: {', '.join(sorted(file.name for file in folder.iterdir() if not file.name.startswith('.')))}")
 
 
-def _report(values: Any) -> None:
+def _report(values: Any, echo: Callable[[str], None]) -> None:
     config = build(ReportConfig, values)
     if config.against is None:
-        folder = write_report(config.folders, config.output, echo=_echo)
-        print(f"\n{folder}: report.csv, report.png")
+        folder = write_report(config.folders, config.output, echo=echo)
+        echo(f"\n{folder}: report.csv, report.png")
         return
-    folder = write_comparison_of(config, echo=_echo)
-    print(f"\n{folder}: comparison.md, comparison.csv and pictures")
+    folder = write_comparison_of(config, echo=echo)
+    echo(f"\n{folder}: comparison.md, comparison.csv and pictures")
 
 
-def _info(values: Any) -> None:
-    lines, agree = check_kernels() if values.check else ([], True)  # first: it decides whether Triton is interpreted
-    print("\n".join(info(values.data_dir) + lines))
-    if not agree:
+def _info(values: Any, echo: Callable[[str], None]) -> None:
+    if not write_info(build(InfoConfig, values), echo):
         raise SystemExit(1)
 
 
 # The dataclasses of each command's options, and what it does with their values.
-_COMMANDS: dict[str, tuple[tuple[type, ...], Callable[[Any], None]]] = {
+_COMMANDS: dict[str, tuple[tuple[type, ...], Callable[[Any, Callable[[str], None]], None]]] = {
     "run": ((RunConfig, SweepConfig), _run),
     "select": ((SelectConfig,), _select),
     "bench": ((Table4Config,), _bench),
@@ -95,10 +94,6 @@ _COMMANDS: dict[str, tuple[tuple[type, ...], Callable[[Any], None]]] = {
     "report": ((ReportConfig,), _report),
     "info": ((InfoConfig,), _info),
 }
-
-
-def _echo(line: str) -> None:
-    print(line, flush=True)
 
 
 def _check_options_are_used(given: Sequence[str], groups: dict[str, type], values: Any) -> None:

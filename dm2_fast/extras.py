@@ -1,8 +1,10 @@
 """The packages that only an extra of dm2_fast installs: what lacks one says which extra that is."""
 
 import importlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 
 
 class MissingExtra(ImportError):
@@ -33,6 +35,27 @@ def check(extra: str, who: str, *modules: str) -> None:
     with needed(extra, who):
         for module in modules:
             importlib.import_module(module)
+
+
+def installed() -> Iterator[tuple[str, str]]:
+    """(extra, what it lacks) of every extra but those of our own development."""
+    of_extra: dict[str, list[str]] = {}
+    wanted = metadata.requires("dm2_fast") if _is_installed("dm2_fast") else None  # not where a source tree runs
+    for line in wanted or []:
+        extra, package = re.search(r"extra == ['\"]([\w-]+)", line), re.match(r"[\w.-]+", line)
+        if extra and package and extra[1] not in ("all", "bench", "docs", "test"):
+            of_extra.setdefault(extra[1], []).append(package[0])
+    for extra, packages in of_extra.items():
+        missing = [package for package in packages if not _is_installed(package)]
+        yield extra, f"without {', '.join(missing)} (pip install 'dm2_fast[{extra}]')" if missing else "installed"
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 # Where the module has another name than the package.

@@ -1,12 +1,13 @@
 """What a run would find on this machine."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from dm2_fast import extras
 from dm2_fast.experiment.data import sets
 from dm2_fast.experiment.machine import versions
 from dm2_fast.operations import backends, kernel_check
@@ -26,17 +27,26 @@ class InfoConfig:
     check: bool = False
 
 
+def write_info(config: InfoConfig, echo: Callable[[str], None]) -> bool:
+    """Echo `info`, and the check of the kernels if it is asked for; whether that found nothing wrong."""
+    lines, agree = check_kernels() if config.check else ([], True)  # first: it decides whether Triton is interpreted
+    for line in [*info(config.data_dir), *lines]:
+        echo(line)
+    return agree
+
+
 def info(data_dir: Path) -> list[str]:
     """Describe versions, devices, backends and data sets, a line each; what is missing with what to do about it."""
     sections = {
         "versions": versions(),
+        "extras": extras.installed(),
         "devices": _devices(),
         "backends": _backends(),
         "data sets": _data_sets(data_dir),
     }
     lines: list[str] = []
     for title, entries in sections.items():
-        lines += ["", title, *(f"  {name:<14}{what}" for name, what in entries)]
+        lines += ["", title, *(f"  {name:<15}{what}" for name, what in entries)]
     return lines[1:]
 
 
@@ -52,13 +62,13 @@ def check_kernels() -> tuple[list[str], bool]:
         try:
             backends.implementation("triton", torch.zeros(1, 1, device=device), "knn")
         except RuntimeError as error:
-            lines.append(f"  {device!s:<14}not checked: {error}")
+            lines.append(f"  {device!s:<15}not checked: {error}")
             continue
         for operation in kernel_check.OPERATIONS:
             problem, seconds = kernel_check.time_check(operation, device)
             agree &= problem is None
             what = f"agrees with plain torch, {1000 * seconds:.0f} ms" if problem is None else f"disagrees: {problem}"
-            lines.append(f"  {operation:<14}{what}{f' on {device}' if devices else ''}")
+            lines.append(f"  {operation:<15}{what}{f' on {device}' if devices else ''}")
     return lines, agree
 
 

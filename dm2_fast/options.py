@@ -15,7 +15,8 @@ from dm2_fast.experiment import models
 from dm2_fast.experiment.config import RECIPES, RunConfig, TrainingConfig
 from dm2_fast.experiment.data import sets
 from dm2_fast.experiment.folder.files import read_yaml
-from dm2_fast.operations.arguments import shown
+from dm2_fast.operations.arguments import nearest, shown
+from dm2_fast.selecting.config import SelectConfig
 from dm2_fast.strategy import Strategy
 
 with extras.needed("run", "the command dm2-fast"):
@@ -32,17 +33,22 @@ class _Parser(ArgumentParser):
         self.option_types: dict[str, Any] = {}
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        lacking = re.search(r"arguments are required: (\w+)", message)
+        if lacking and lacking[1] in _POSITIONAL:
+            message = f"give {_POSITIONAL[lacking[1]]}"
         key = re.search(r'key "([\w.]+)"|argument --([\w.-]+)', message)
         value = re.search(r"[Vv]alue: (.*)$", message)
         unknown = re.search(r"[Uu]nrecognized arguments: (--[\w.-]+)", message)
         name = (key[1] or key[2]).replace("-", "_") if key else ""
+        near = self._near(unknown[1]) if unknown else None
         if value and name in self.option_types:
             got = value[1].strip("'")
             option = name if name in _POSITIONAL else f"--{name.replace('_', '-')}"
-            message = f"{option} must be {_words(self.option_types[name])}, got {got}"
-        near = self._near(unknown[1]) if unknown else None
-        meant = f"did you mean {near}? " if near else ""
-        raise ValueError(" ".join(message.split()) + f" ({meant}see {self.prog} --help)")
+            kind = self.option_types[name]
+            message = f"{option} must be {_words(kind)}, got {got}"
+            near = nearest(got, _choices(kind))
+        instead = f"did you mean {near}? " if near else ""
+        raise ValueError(" ".join(message.split()) + f" ({instead}see {self.prog} --help)")
 
     def _near(self, unknown: str) -> str | None:
         """The option that was meant: one of the same name in a group, else one that is spelled nearly alike."""
@@ -72,12 +78,15 @@ class _Help(DefaultHelpFormatter):
 
 
 # What stands for the value of an option in the help where its type does not say it, and what it may be.
-_NAMED = {
+_NAMED: dict[str, tuple[str, tuple[str, ...]]] = {
     "dataset": ("NAME|FILE.npz", sets.NAMES),
     "model": ("NAME|MODULE:FUNCTION", models.NAMES),
     "strategy": ("NAME|MODULE:FUNCTION", strategies.names()),
     "dataset_sha256": ("HEX", ()),
+    "head": ("FILE.npz|NAME", ()),
+    "normalize": ("MEAN/STD", ()),
 }
+_OF_SELECT = {"model": ("MODULE:FUNCTION", ())}
 _POSITIONAL = {"folders": "FOLDER", "table": "table4", "study": "STUDY"}
 
 
@@ -141,12 +150,16 @@ def parser(command: str, description: str, configs: Iterable[type], groups: dict
     made = _Parser(
         prog=f"dm2-fast {command}",
         description=description,
+        allow_abbrev=False,
+        print_config="--print-config",
         usage=f"dm2-fast {command} {takes}[options]",
         formatter_class=_Help,
     )
     made.add_argument(
         "--config", action="config", metavar="FILE", help="YAML file with any of these options; later ones win."
     )
+    (printing,) = (action for action in made._actions if "--print-config" in action.option_strings)
+    printing.metavar, printing.help = "", "Print all options as such a file, and end."
     for config in configs:
         made.option_types |= _add_options(made, config, groups)
     return made
@@ -166,7 +179,7 @@ def _add_options(parser: Any, cls: type, groups: dict[str, type], prefix: str = 
         option_types[name] = kind
         text, metavar, choices = help_of.get(item.name, ""), _metavar(kind), _choices(kind)
         if name in _NAMED:
-            metavar, choices = _NAMED[name]
+            metavar, choices = (_NAMED | _OF_SELECT if cls is SelectConfig else _NAMED)[name]
         keywords: dict[str, Any] = {"type": kind, "metavar": metavar}
         if name in _POSITIONAL:
             keywords["metavar"] = _POSITIONAL[name]
@@ -242,6 +255,8 @@ def _listed(element: type, value: Any) -> Any:
     numbers: list[int] = []
     for word in map(str, words):
         first, dash, last = word.strip().partition("-")
+        if dash and int(last) < int(first):
+            raise ValueError(f"{word} counts down")
         numbers += range(int(first), int(last) + 1) if dash else [int(first)]
     return numbers
 

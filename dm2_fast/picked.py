@@ -46,7 +46,8 @@ class Picked:
         parts = [f"{count(len(chosen), 'row')}: {', '.join(map(str, chosen[:5]))}{', ...' * (len(chosen) > 5)}"]
         if self.scores is not None and chosen:
             first, last = (self.scores[row].item() for row in (chosen[0], chosen[-1]))
-            parts.append(f"scores {first:.3g} to {last:.3g} of {len(self.scores)}")
+            of = f"score {first:.3g}" if len(chosen) == 1 else f"scores {first:.3g} to {last:.3g}"
+            parts.append(f"{of} of {len(self.scores)}")
         if self.seconds:
             parts.append(f"{sum(self.seconds.values()):.2g} s")
         return f"Picked({'; '.join(parts)})"

@@ -56,12 +56,18 @@ def test_a_run_s_own_config_with_another_seed_makes_a_folder_of_its_own(
         (["run", "--nothing", "3"], "unrecognized arguments: --nothing 3"),
         (["run", "--lr", "1"], "unrecognized arguments: --lr 1 (did you mean --training.lr?"),
         (["run", "--stratgy", "dm2"], "(did you mean --strategy?"),
+        (["run", "--strategie", "dm2"], "unrecognized arguments: --strategie dm2 (did you mean --strategies?"),
+        (["run", "--adversarial.train", "rond"], "or null, got rond (did you mean round? see dm2-fast run --help)"),
+        (["run", "--model", "resnt18"], "got 'resnt18' (did you mean resnet18?)"),
+        (["run", "--seeds", "4-1"], "--seeds must be whole numbers, as in 0,1,2 or 0-4, got 4-1"),
+        (["bench"], "give STUDY (see"),
+        (["bench", "figur1"], "got figur1 (did you mean figure1? see dm2-fast bench --help)"),
         (["run", "--adversarial.epsilon", "300/255"], "epsilon must be in [0, 1] or 'search', got 1.17"),
         (["run", "--adversarial.epsilon", "x/255"], "--adversarial.epsilon must be a number or search, got x/255"),
         (["run", "--adversarial.epsilon", "1/0"], "--adversarial.epsilon must be a number or search, got 1/0"),
         (
             ["run", "--dataset", "svhm"],
-            "dataset must be one of digits, mnist, fashion-mnist, cifar10, svhn or a file.npz, got 'svhm'",
+            "mnist, fashion-mnist, cifar10, svhn or a file.npz, got 'svhm' (did you mean svhn?)",
         ),
         (["run", "--dataset", "nowhere.npz"], "dataset file not found: "),
         (["run", "--model", "nowhere:make"], "no module 'nowhere' for 'nowhere:make'"),
@@ -71,13 +77,13 @@ def test_a_run_s_own_config_with_another_seed_makes_a_folder_of_its_own(
         (["run", "--seeds", "0,1", "--seed", "2"], "use --seed or --seeds, not both"),
         (["run", "--strategy=dm2", "--strategies", "random"], "use --strategy or --strategies, not both"),
         (["run", "--strategies", "random,dm3"], "strategy must be one of random"),
-        (["report"], "folders"),
+        (["report"], "give FOLDER (see"),
         (["report", "nowhere"], "none of these folders holds a run with a training: nowhere"),
         (["run", "--training.batch-size", "many"], "--training.batch-size must be an integer or null, got many"),
         (["run", "--dm2.metric", "l3"], "--dm2.metric must be one of literal, rms, l1, l2, got l3"),
         (["run", "--dm2.lam", "high"], "--dm2.lam must be a number or beta, got high"),
         (["run", "--dm2.lam", "2"], "lam must be in [0, 1] or 'beta', got 2.0"),
-        (["run", "--strategy", "dm3"], "strategy must be one of random"),
+        (["run", "--strategy", "dm3"], "or package.module:function, got 'dm3' (did you mean dm2?)"),
         (["run", "--strategy", "dm2", "--bald.passes", "3"], "--bald.passes is an option of another strategy than dm2"),
         (["run", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["run", "--dataset", "mnist", "--data-dir", "nowhere"], "nowhere/MNIST/raw"),
@@ -149,6 +155,17 @@ def test_help_fits_a_narrow_terminal_and_stays_readable_on_a_wide_one(
     for line in helped(capsys, command).splitlines():
         option = line.strip().startswith(("-", "usage:"))  # which is one word that cannot be broken
         assert len(line) <= min(columns, 100) or (option and columns == 40), line
+
+
+def test_all_options_can_be_printed_as_a_config_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["run", *QUICK, "--rounds", "0", "--dm2.k", "3", "--print-config"])
+    assert stop.value.code == 0
+    file = tmp_path / "config.yaml"
+    file.write_text(capsys.readouterr().out)
+    main(["run", "--config", str(file), "--output", str(tmp_path / "run")])
+    assert "  k: 3\n" in (tmp_path / "run" / "config.yaml").read_text()
+    assert helped(capsys, "run").count("--print-config") == 1
 
 
 def test_a_fraction_is_a_number(tmp_path: Path) -> None:

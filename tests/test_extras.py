@@ -3,10 +3,13 @@
 import json
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from dm2_fast import extras
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -27,7 +30,7 @@ import torch
 import dm2_fast
 from dm2_fast.extras import MissingExtra
 
-seen = {"modules": [], "picked": {}, "said": {}}
+seen = {"modules": {}, "picked": {}, "said": {}}
 
 def said(name, call):
     try:
@@ -41,7 +44,7 @@ for module in pkgutil.walk_packages(dm2_fast.__path__, "dm2_fast."):
     try:
         importlib.import_module(module.name)
     except MissingExtra as error:
-        seen["modules"].append(module.name)
+        seen["modules"][module.name] = str(error)
 for name in dm2_fast.__all__:
     getattr(dm2_fast, name)
 
@@ -74,8 +77,13 @@ def core() -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def test_every_module_can_be_imported_but_for_the_options_of_the_command_line(core: dict[str, Any]) -> None:
-    assert core["modules"] == ["dm2_fast.commands", "dm2_fast.options"]
+def test_every_module_can_be_imported_but_for_those_of_the_commands(core: dict[str, Any]) -> None:
+    lacking = core["modules"]
+    assert [name for name in lacking if not name.startswith("dm2_fast.paper.")] == [
+        "dm2_fast.commands",
+        "dm2_fast.options",
+    ]
+    assert {said.partition(": ")[2] for said in lacking.values()} == {"pip install 'dm2_fast[run]'"}
 
 
 def test_strategies_run_without_extras_or_name_theirs(core: dict[str, Any]) -> None:
@@ -96,27 +104,49 @@ def test_what_a_run_needs_is_named_before_it_starts(core: dict[str, Any]) -> Non
     assert core["said"]["cifar10"] == "data set cifar10 needs torchvision: pip install 'dm2_fast[run]'"
 
 
-@pytest.mark.parametrize("arguments", [["run", "--help"], ["info"]])
-def test_the_command_names_its_extra_in_one_line(arguments: list[str]) -> None:
+def command_of_the_core(arguments: list[str]) -> "subprocess.CompletedProcess[str]":
     block = f"import sys\nfor package in {BLOCKED}:\n    sys.modules[package] = None\n"
     code = f"{block}from dm2_fast.cli import main\nmain({arguments})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("arguments", [["run", "--help"], ["info", "--check"]])
+def test_the_command_names_its_extra_in_one_line(arguments: list[str]) -> None:
+    done = command_of_the_core(arguments)
     assert done.returncode == 2
     assert done.stderr == (
         "dm2-fast: error: the command dm2-fast needs docstring-parser: pip install 'dm2_fast[run]'\n"
     )
 
 
+def test_info_needs_no_extra_and_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = command_of_the_core(["info"])
+    assert done.returncode == 0, done.stderr
+    assert {"versions", "extras", "devices", "backends", "data sets"} <= set(done.stdout.splitlines())
+
+    def installed(package: str) -> str:
+        if package in ("scipy", "torchvision"):
+            raise metadata.PackageNotFoundError(package)
+        return "1"
+
+    monkeypatch.setattr(metadata, "version", installed)
+    found = dict(extras.installed())
+    assert found["run"] == "without torchvision (pip install 'dm2_fast[run]')"
+    assert found["strategies"] == "without scipy (pip install 'dm2_fast[strategies]')"
+    assert found["triton"] == "installed"
+    assert not {"all", "bench", "docs", "test"} & set(found)
+
+
 def test_the_extras_hold_what_the_messages_promise() -> None:
     project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
     core = {name.partition(">")[0] for name in project["dependencies"]}
     assert core == {"torch", "numpy"}
-    extras = {extra: " ".join(wanted) for extra, wanted in project["optional-dependencies"].items()}
+    promised = {extra: " ".join(wanted) for extra, wanted in project["optional-dependencies"].items()}
     for package in ("torchvision", "matplotlib", "tqdm", "jsonargparse", "docstring-parser", "pyyaml", "strategies"):
-        assert package in extras["run"]
+        assert package in promised["run"]
     for package in ("scipy", "scikit-learn", "threadpoolctl"):
-        assert package in extras["strategies"]
-    assert "dm2_fast[run]" in extras["test"]
+        assert package in promised["strategies"]
+    assert "dm2_fast[run]" in promised["test"]
 
 
 def test_a_bar_that_is_wanted_and_cannot_be_shown_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = (
     "__main__", "cli", "commands", "options", "info", "paper", "selecting", "experiment", "ops", "dm2_fast", "acquire",
     "strategies", "plugins", "strategy", "adversarial", "round", "picked", "traps", "model", "operations", "threads",
-    "draws", "extras", "progress", "words", "kernels", "_C",
+    "draws", "terminal", "extras", "progress", "words", "kernels", "_C",
 )  # fmt: skip
 CORE = ORDER[ORDER.index("dm2_fast") :]
 ON_FIRST_USE = {("dm2_fast", "experiment")}  # in TYPE_CHECKING; __getattr__ imports what is asked for

@@ -162,3 +162,4 @@ def test_a_choice_prints_as_one_line() -> None:
     picked = Picked(torch.tensor([99, 98, 97, 96, 95, 94]), scores, seconds={"features": 1.0, "choose": 0.25})
     assert str(picked) == "Picked(6 rows: 99, 98, 97, 96, 95, ...; scores 1 to 0.949 of 100; 1.2 s)"
     assert repr(Picked(torch.tensor([7]), None)) == "Picked(1 row: 7)"
+    assert repr(Picked(torch.tensor([99]), scores)) == "Picked(1 row: 99; score 1 of 100)"

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.release, pytest.mark.timeout(1200)]
+from dm2_fast import __version__
+
+pytestmark = [pytest.mark.slow, pytest.mark.release, pytest.mark.timeout(3600)]
 ROOT = Path(__file__).parent.parent
 BUILD_SDIST = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
 
@@ -41,8 +43,13 @@ def build_wheel(sdist: Path, folder: Path, path: str) -> tuple[Path, str]:
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sdist")
-    ignored = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "_C*.so", "__pycache__", "data", "runs")
-    source = shutil.copytree(ROOT, folder / "source", ignore=ignored)
+    source = folder / "source"
+    source.mkdir()
+    for part in ("dm2_fast", "kernels", "csrc"):
+        shutil.copytree(ROOT / part, source / part, ignore=shutil.ignore_patterns("_C*.so", "__pycache__"))
+    for file in ROOT.iterdir():
+        if file.is_file():
+            shutil.copy(file, source)
     return folder / command(sys.executable, "-c", BUILD_SDIST, folder, folder=source).splitlines()[-1]
 
 
@@ -58,10 +65,11 @@ def environment_with(wheel: Path, folder: Path) -> Path:
     site = Path(command(python, "-c", "import site; print(site.getsitepackages()[0])", folder=folder).strip())
     others = [entry for entry in sys.path if entry.endswith("-packages")]
     (site / "others.pth").write_text("\n".join(others))
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(site)
+    install = ("install", "--quiet", "--no-deps", "--no-index", wheel)
+    command(sys.executable, "-m", "pip", "--python", python, *install, folder=folder)
     where = command(python, "-c", "import dm2_fast; print(dm2_fast.__file__)", folder=folder).strip()
     assert Path(where).is_relative_to(folder)
+    assert command(python.with_name("dm2-fast"), "--version", folder=folder) == f"dm2-fast {__version__}\n"
     return python
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from dm2_fast import plugins, strategies
 from dm2_fast.experiment import models
 from dm2_fast.experiment.data import npz, sets
-from dm2_fast.operations.arguments import number, path, shown, whole
+from dm2_fast.operations.arguments import meant, number, path, shown, whole
 from dm2_fast.round import Ties
 from dm2_fast.strategy import AdversarialTraining
 
@@ -178,7 +178,7 @@ def _keep_whole(config: Any, name: str, least: int | None, optional: bool = True
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...], own: str = "") -> None:
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}{own}, got {shown(value)}")
+        raise ValueError(f"{name} must be one of {', '.join(choices)}{own}, got {shown(value)}{meant(value, choices)}")
 
 
 def _in_unit_range(value: float) -> bool:

@@ -6,7 +6,7 @@ from torch import Tensor, nn, zeros
 
 from dm2_fast import extras, plugins
 from dm2_fast.model.head import evaluating, model_device
-from dm2_fast.operations.arguments import shown
+from dm2_fast.operations.arguments import meant, shown
 
 NAMES = ("cnn", "mobilenet", "resnet18", "resnet34", "vgg16")
 
@@ -59,7 +59,8 @@ def build(name: str, channels: int, size: tuple[int, int], classes: int, dropout
     elif name == "vgg16":
         network = Network(_vgg16(channels), 512, classes)
     else:
-        raise ValueError(f"model must be one of {', '.join(NAMES)} or package.module:function, got {name!r}")
+        known = f"{', '.join(NAMES)} or package.module:function"
+        raise ValueError(f"model must be one of {known}, got {name!r}{meant(name, NAMES)}")
     if dropout == "blocks":
         _drop_behind_blocks(network.body, network.dropout.p)
     return network

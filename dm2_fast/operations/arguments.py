@@ -70,8 +70,22 @@ def one_of(name: str, value: Any, names: Iterable[str]) -> str:
         ValueError: it is not.
     """
     if not isinstance(value, str) or value not in names:
-        raise ValueError(f"{name} must be one of {', '.join(names)}, got {shown(value)}")
+        raise ValueError(f"{name} must be one of {', '.join(names)}, got {shown(value)}{meant(value, names)}")
     return value
+
+
+def meant(value: Any, names: Iterable[str]) -> str:
+    """ " (did you mean dm2?)" behind an error, where one of the names is spelled nearly like value; else nothing."""
+    near = nearest(value, names)
+    return f" (did you mean {near}?)" if near else ""
+
+
+def nearest(value: Any, names: Iterable[str]) -> str | None:
+    """The name that is spelled most nearly like value; None if none nearly is."""
+    from difflib import get_close_matches  # not loaded where nothing is wrong
+
+    near = get_close_matches(value.lower(), names, 1) if isinstance(value, str) else []
+    return near[0] if near else None
 
 
 def path(name: str, value: Any) -> Path:

@@ -16,7 +16,7 @@ class SweepConfig:
 
     Args:
         seeds: In place of seed, several, as in 0,1,2 or 0-4; each strategy runs with each of them.
-        strategies: In place of strategy, several, as in dm2,random.
+        strategies: In place of strategy, several, as in dm2,random; or all.
     """
 
     seeds: list[int] | None = None

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from dm2_fast import plugins
-from dm2_fast.operations.arguments import shown
+from dm2_fast.operations.arguments import meant, shown
 from dm2_fast.round import Picked, Round
 from dm2_fast.strategies import (
     alpha_mix,
@@ -56,6 +56,7 @@ def get(strategy: str | Strategy | Callable[[Round, int, Any], Picked]) -> Strat
     if strategy not in _STRATEGIES:
         raise ValueError(
             f"strategy must be one of {', '.join(names())} or package.module:function, got {shown(strategy)}"
+            f"{meant(strategy, names())}"
         )
     return _STRATEGIES[strategy]
 

@@ -1,4 +1,9 @@
-"""Alpha-Mix: diverse samples whose prediction flips when labelled features are mixed in (Parvaneh et al. 2022)."""
+"""Alpha-Mix: diverse samples whose prediction flips when labelled features are mixed in (Parvaneh et al. 2022).
+
+A row u mixed with an anchor a is `u + cap / d**0.5 * (a - u).norm() * g / g.norm()`, the paper's closed form; g is the
+gradient in u of the cross-entropy of the class that is predicted for u. `flipping_caps` finds the cap from which on the
+prediction of the mixture is another one.
+"""
 
 import math
 from dataclasses import dataclass

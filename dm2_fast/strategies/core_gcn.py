@@ -1,4 +1,7 @@
-"""CoreGCN: k-center greedy on the hidden features of a graph network (Caramalau et al. 2021)."""
+"""CoreGCN: k-center greedy on the hidden features of a graph network (Caramalau et al. 2021).
+
+The network is that of uncertain-gcn; its hidden features are `relu(A @ X @ W1 + b1)`.
+"""
 
 from dataclasses import dataclass
 from typing import Literal

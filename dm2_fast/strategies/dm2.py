@@ -38,7 +38,7 @@ class DM2Config:
         offset: Skip this many of the highest scores before choosing (Figure 1).
         space: What is mixed: the input of the model, or features = the input of its head, Eq. 7 on f in place of x;
             only the head runs on the mixtures, and anything that has features can be mixed.
-        recall: None for exact neighbours; or for large pools on a CPU, the recall in (0, 1) that approximate ones must
+        recall: None for exact neighbours; for large pools on a CPU, the recall in (0, 1) that approximate ones must
             have. The rows that score highest, five times as many as the choice looks at, then get their exact
             neighbours and score, since what is chosen depends on these alone. `Picked.audit` says what was reached.
         batch: The highest scores, Eq. 11; or, both ours, kmeans = the rows nearest to the centres of a k-means over ten

@@ -1,4 +1,8 @@
-"""UncertainGCN: the rows that a graph network can tell from the labelled ones least (Caramalau et al. 2021)."""
+"""UncertainGCN: the rows that a graph network can tell from the labelled ones least (Caramalau et al. 2021).
+
+The graph network gives each row the probability `s = sigmoid(A @ relu(A @ X @ W1 + b1) @ W2 + b2)` of being labelled. X
+are the features of unit norm, pool and labelled, and A smooths them over the graph of their inner products.
+"""
 
 from dataclasses import dataclass
 
@@ -31,7 +35,7 @@ class UncertainGCNConfig:
 
 
 def choose(round: Round, budget: int, options: UncertainGCNConfig) -> Picked:
-    """Choose the rows with the highest scores `-abs(s - margin)`, s from `label_scores`, ties to the lower row."""
+    """Choose the rows with the highest scores `-abs(s - margin)`, ties to the lower row."""
     features, labelled = round.features, round.labelled_features
     with round.stage("choose"):
         s, _ = label_scores(features, labelled, options.lam, round.seed, round.round, round.forward.num_threads)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dm2_fast import extras
 from dm2_fast.experiment.data import npz
+from dm2_fast.operations.arguments import meant
 from dm2_fast.operations.mix import Normalize
 
 
@@ -87,7 +88,7 @@ def place(name: str, data_dir: Path) -> Path | None:
 def _torchvision(name: str, data_dir: Path, download: bool) -> tuple[Any, Any, Any, Any, tuple[str, ...], Normalize]:
     """Images (n, H, W) or (n, H, W, C) and classes of the training and of the test set, names, and (mean, std)."""
     if name not in _TORCHVISION:
-        raise ValueError(f"dataset must be one of {', '.join(NAMES)} or a file.npz, got {name!r}")
+        raise ValueError(f"dataset must be one of {', '.join(NAMES)} or a file.npz, got {name!r}{meant(name, NAMES)}")
     with extras.needed("run", f"data set {name}"):
         import torchvision
 
