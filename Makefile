@@ -85,13 +85,19 @@ lint: install-test  ## style and types
 bench: install-test  ## the timings of every operation
 	$(PYTHON) -m pytest benches
 
-gpu: install-test  ## the Triton kernels on a CUDA device: tests, timings against torch, measured against predicted
+DATA := data
+FEATURES := $(DATA)/cifar10_features.npy
+gpu: install-test  ## on a CUDA device, with CIFAR-10 in DATA: tests, timings against torch, measured against predicted, Table 4
 	$(PYTHON) -c 'import torch; assert torch.cuda.is_available(), "make gpu needs a CUDA device"'
 	$(PYTHON) -m pytest -k "gpu or triton or kernels or aot"
 	$(PYTHON) -m pytest benches
 	mkdir -p results/gpu
 	$(PYTHON) -m dm2_fast info --check | tee results/gpu/info.txt
 	$(PYTHON) benches/static_cost.py --measure | tee results/gpu/kernels.md
+	$(PYTHON) benches/knn_peers.py --gauss 50000 512 --device cuda | tee results/gpu/peers.md
+	$(PYTHON) benches/features.py --data-dir $(DATA) --out $(FEATURES)
+	$(PYTHON) benches/gpu_estimate.py --features $(FEATURES) --measure | tee results/gpu/neighbours.md
+	$(PYTHON) -m dm2_fast bench table4 --data-dir $(DATA) --device cuda --output results/gpu/table4
 
 sanitize:  ## the C++ neighbour search under AddressSanitizer and UndefinedBehaviorSanitizer, then ThreadSanitizer
 	mkdir -p build
@@ -111,7 +117,6 @@ sanitize-extension: install-test  ## the extension: Address- and UndefinedBehavi
 	$(call PRELOAD,libtsan.so) TSAN_OPTIONS=halt_on_error=1 \
 		$(PYTHON) tests/sanitize/numpy_only.py build/thread/$(BUILT)
 
-FEATURES := data/cifar10_features.npy
 limit:  ## how far the C++ neighbour search is from the limit of the machine, on FEATURES=FILE.npy
 	mkdir -p build
 	$(CXX) -std=c++17 -O3 -ffp-contract=off -Wall -Wextra -pthread csrc/limit.cpp -o build/limit

@@ -1,6 +1,6 @@
-"""What a user could run instead of `dm2_fast.knn` on a CPU, on the same rows in one run.
+"""What a user could run instead of `dm2_fast.knn`, on the same rows in one run.
 
-    python benches/knn_peers.py --features FILE.npy [--k K] [--rows M] [--sample Q] [--num-threads N]
+    python benches/knn_peers.py --features FILE.npy [--k K] [--rows M] [--sample Q] [--num-threads N] [--device cuda]
     python benches/knn_peers.py --gauss M D
 
 Prints seconds, their ratio to ours, peak memory beyond the features, and recall against ours. Ours searches for all
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from process import in_fresh_process
+from torch import Tensor
 
 import dm2_fast
 from dm2_fast.operations.knn import weights
@@ -27,11 +28,16 @@ from dm2_fast.paper.clock import measured
 
 Answer = tuple[np.ndarray, np.ndarray]
 LARGEST = np.iinfo(np.int64).max
+device = torch.device("cpu")  # or that of --device
+
+
+def on_device(x: np.ndarray) -> Tensor:
+    return torch.from_numpy(x).to(device)
 
 
 def ours(x: np.ndarray, queries: np.ndarray, k: int) -> Answer:
-    distances, indices = dm2_fast.knn(x, k)
-    return distances.numpy()[queries], indices.numpy()[queries]
+    distances, indices = dm2_fast.knn(on_device(x), k)
+    return distances.cpu().numpy()[queries], indices.cpu().numpy()[queries]
 
 
 def plain(x: np.ndarray, queries: np.ndarray, k: int) -> Answer:
@@ -47,19 +53,19 @@ def plain(x: np.ndarray, queries: np.ndarray, k: int) -> Answer:
     return best[0].numpy(), best[1].numpy()
 
 
-def _nearest(distances: torch.Tensor, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    distances[torch.arange(len(queries)), queries] = torch.inf
+def _nearest(distances: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    distances[torch.arange(len(queries), device=queries.device), queries] = torch.inf
     return distances.topk(k, largest=False)
 
 
 def cdist(x: np.ndarray, queries: np.ndarray, k: int) -> Answer:
-    rows, d = F.normalize(torch.from_numpy(x)), x.shape[1]
+    rows, d = F.normalize(on_device(x)), x.shape[1]
     found = []
-    for part in torch.from_numpy(queries).split(500):
+    for part in on_device(queries).split(500):
         l1 = torch.cdist(rows[part], rows, p=1)
         l2 = torch.cdist(rows[part], rows, p=2, compute_mode="donot_use_mm_for_euclid_dist")
         found.append(_nearest((l1 + l2) / (2 * d), part, k))
-    return torch.cat([f[0] for f in found]).numpy(), torch.cat([f[1] for f in found]).numpy()
+    return torch.cat([f[0] for f in found]).cpu().numpy(), torch.cat([f[1] for f in found]).cpu().numpy()
 
 
 def faiss_l1(x: np.ndarray, queries: np.ndarray, k: int) -> Answer:
@@ -69,6 +75,8 @@ def faiss_l1(x: np.ndarray, queries: np.ndarray, k: int) -> Answer:
     faiss.omp_set_num_threads(torch.get_num_threads())
     rows, d = F.normalize(torch.from_numpy(x)), x.shape[1]
     index = faiss.IndexFlat(d, faiss.METRIC_L1)
+    if device.type == "cuda":
+        index = faiss.index_cpu_to_all_gpus(index)  # of a faiss that was built for GPUs
     index.add(rows.numpy())
     _, near = index.search(rows[queries].numpy(), 4 * k + 1)
     found = []
@@ -136,13 +144,13 @@ def numba_loop(x: np.ndarray, queries: np.ndarray, k: int) -> Answer:
 def keops(x: np.ndarray, queries: np.ndarray, k: int) -> Answer:
     from pykeops.torch import LazyTensor
 
-    rows, d = F.normalize(torch.from_numpy(x)), x.shape[1]
-    difference = LazyTensor(rows[queries][:, None]) - LazyTensor(rows[None])
+    rows, d, asked = F.normalize(on_device(x)), x.shape[1], on_device(queries)
+    difference = LazyTensor(rows[asked][:, None]) - LazyTensor(rows[None])
     distance = (difference.abs().sum(-1) + (difference**2).sum(-1).sqrt()) / (2 * d)
     values, ids = distance.Kmin_argKmin(k + 1, dim=1)
-    keep = ids != torch.from_numpy(queries)[:, None]
+    keep = ids != asked[:, None]
     keep[keep.all(1), -1] = False
-    return values[keep].reshape(-1, k).numpy(), ids[keep].reshape(-1, k).numpy()
+    return values[keep].reshape(-1, k).cpu().numpy(), ids[keep].reshape(-1, k).cpu().numpy()
 
 
 def sklearn_manhattan(x: np.ndarray, queries: np.ndarray, k: int) -> Answer:
@@ -154,16 +162,16 @@ def sklearn_manhattan(x: np.ndarray, queries: np.ndarray, k: int) -> Answer:
     return distances[:, 1:], ids[:, 1:]
 
 
-# name, function, the package it needs
-PEERS: tuple[tuple[str, Callable[[np.ndarray, np.ndarray, int], Answer], str], ...] = (
-    ("dm2_fast.knn", ours, "dm2_fast"),
-    ("plain C++ loop", plain, "dm2_fast"),
-    ("torch.cdist x 2 + topk", cdist, "torch"),
-    ("faiss METRIC_L1 top 4k + re-rank", faiss_l1, "faiss"),
-    ("usearch exact, compiled metric", usearch_exact, "usearch"),
-    ("numba", numba_loop, "numba"),
-    ("pykeops", keops, "pykeops"),
-    ("scikit-learn, manhattan only", sklearn_manhattan, "sklearn"),
+# name, function, the package it needs, and whether it runs on a GPU
+PEERS: tuple[tuple[str, Callable[[np.ndarray, np.ndarray, int], Answer], str, bool], ...] = (
+    ("dm2_fast.knn", ours, "dm2_fast", True),
+    ("plain C++ loop", plain, "dm2_fast", False),
+    ("torch.cdist x 2 + topk", cdist, "torch", True),
+    ("faiss METRIC_L1 top 4k + re-rank", faiss_l1, "faiss", True),
+    ("usearch exact, compiled metric", usearch_exact, "usearch", False),
+    ("numba", numba_loop, "numba", False),
+    ("pykeops", keops, "pykeops", True),
+    ("scikit-learn, manhattan only", sklearn_manhattan, "sklearn", False),
 )
 
 
@@ -177,14 +185,15 @@ def load(args: argparse.Namespace) -> np.ndarray:
 
 def run(index: int, args: argparse.Namespace, queries: np.ndarray) -> tuple[float, int, Answer]:
     """Run one peer on a few rows to warm up, then for the clock: seconds, peak memory and its answer."""
+    global device
     torch.set_num_threads(args.num_threads)
-    peer = PEERS[index][1]
+    device, peer = torch.device(args.device), PEERS[index][1]
     x = load(args)
     peer(x[:2000], np.arange(16), min(args.k, 100))  # compile, start threads
     times: list[float] = []
     peaks: list[int] = []
     while not times or (peer is ours and len(times) < 3 and sum(times) < 40):
-        answer, seconds, peak = measured(lambda: peer(x, queries, args.k))
+        answer, seconds, peak = measured(lambda: peer(x, queries, args.k), device)
         times.append(seconds)
         peaks.append(peak)
     return statistics.median(times), max(peaks), answer
@@ -198,14 +207,18 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--sample", type=int, default=1000, help="query rows of the peers")
     parser.add_argument("--num-threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu", help="cuda, for those that run on a GPU")
     args = parser.parse_args()
     m, d = load(args).shape
     queries = np.sort(np.random.default_rng(1).choice(m, min(m, args.sample), replace=False))
-    print(f"{m} x {d}, k = {args.k}, {args.num_threads} threads, {platform.machine()}, torch {torch.__version__};")
+    where = platform.machine() if args.device == "cpu" else torch.cuda.get_device_name(args.device)
+    print(f"{m} x {d}, k = {args.k}, {args.num_threads} threads, {where}, torch {torch.__version__};")
     print(f"peers on {len(queries)} query rows, seconds scaled to all\n")
     print("| | seconds | times ours | peak memory, MB | recall |\n| --- | --- | --- | --- | --- |")
     mine: tuple[float, np.ndarray] | None = None
-    for index, (name, peer, package) in enumerate(PEERS):
+    for index, (name, peer, package, on_gpu) in enumerate(PEERS):
+        if args.device != "cpu" and not on_gpu:
+            continue
         if importlib.util.find_spec(package) is None:
             print(f"| {name} | not installed | | | |", flush=True)
             continue

@@ -2,6 +2,7 @@
 // what would read or write outside an array.
 #include "bind.hpp"
 #include "bind_index.hpp"
+#include "bind_shard.hpp"
 #include "confidence.hpp"
 #include "mix.hpp"
 #include "nearest.hpp"
@@ -212,6 +213,9 @@ PYBIND11_MODULE(_C, module) {
     define_distances<double>(module);
     define_index<float>(module, "Float");
     define_index<double>(module, "Double");
+    define_frame(module);
+    define_shard<float>(module, "ShardFloat");
+    define_shard<double>(module, "ShardDouble");
     define_mix<std::uint8_t, float>(module);
     define_mix<float, float>(module);
     define_mix<double, double>(module);

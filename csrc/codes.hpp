@@ -166,6 +166,9 @@ struct Grid {
     float step;
     std::vector<float> offset;
 
+    Grid(std::ptrdiff_t depth_, float step_, std::vector<float> offset_)
+        : depth(depth_), bytes(static_cast<std::ptrdiff_t>(offset_.size())), step(step_), offset(std::move(offset_)) {}
+
     // `clip` of the widest range in the sample makes 255 steps; a group that is wider is clipped about its mean.
     Grid(const Sample& sample, std::ptrdiff_t level, double clip)
         : depth(level), bytes(code_bytes(sample.widths[level])), offset(static_cast<std::size_t>(bytes), 0.0f) {

@@ -95,6 +95,33 @@ class GraphFloat:
     ) -> None: ...
 
 class GraphDouble(GraphFloat): ...
+class Frame: ...
+
+def frame(sample: Array, distances: Array, w1: float, w2: float, *, num_threads: int, isa: str = "auto") -> Frame: ...
+
+class ShardFloat:
+    def __init__(
+        self, rows: Array, scale: Array, ids: Array, frame: Frame, codes: Array | None = None, *, num_threads: int
+    ) -> None: ...
+    def codes(self) -> Array: ...
+    @staticmethod
+    def meet(
+        one: ShardFloat,
+        distances: Array,
+        indices: Array,
+        other: ShardFloat,
+        other_distances: Array,
+        other_indices: Array,
+        w1: float,
+        w2: float,
+        *,
+        part: int = 0,
+        parts: int = 1,
+        num_threads: int,
+        report: Callable[[float], object] | None = None,
+    ) -> None: ...
+
+class ShardDouble(ShardFloat): ...
 
 def mix(
     inputs: Array,

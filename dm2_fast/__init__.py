@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dm2_fast import distributed as distributed
     from dm2_fast import strategies as strategies
     from dm2_fast.acquire import select as select
     from dm2_fast.acquire import select_from as select_from
@@ -52,12 +53,12 @@ _MODULES = {
     "select_from": "acquire",
     "uncertainty": "operations.uncertainty",
 }
-__all__ = [*_MODULES, "strategies"]
+__all__ = [*_MODULES, "distributed", "strategies"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "strategies":
-        return importlib.import_module("dm2_fast.strategies")
+    if name in ("distributed", "strategies"):
+        return importlib.import_module(f"dm2_fast.{name}")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = globals()[name] = getattr(importlib.import_module(f"dm2_fast.{_MODULES[name]}"), name)

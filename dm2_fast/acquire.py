@@ -16,6 +16,7 @@ from dm2_fast.model.functions import as_module
 from dm2_fast.model.passes import ForwardPass
 from dm2_fast.model.pools import Pool, open_pool
 from dm2_fast.operations.arguments import whole
+from dm2_fast.operations.memory import as_bytes
 from dm2_fast.operations.mix import Normalize
 from dm2_fast.operations.multilabel import Over
 from dm2_fast.round import Picked, Round, Ties, check_budget, check_names, check_picked
@@ -46,7 +47,7 @@ def select(
     autocast: torch.dtype | None = None,
     num_workers: int = 0,
     entries: Sequence[str | int] | None = None,
-    memory: int = MEMORY,
+    memory: int | str | None = None,
     multilabel: Over | None = None,
     these_are_logits: bool = False,
 ) -> Picked:
@@ -74,7 +75,7 @@ def select(
             is called with (round, budget, options) and returns a `Picked`.
         options: The options of the strategy, `DM2Config(...)` for dm2; None for its defaults.
         labelled: The labelled samples, (n, ...), like pool, for the strategies that compare with them.
-        labels: Their classes, (n,) int64.
+        labels: Their classes, (n,) integers from 0 on.
         seed, round, row_ids: Key of every random draw, so that a row's draw is the same whatever else is in the pool;
             row_ids (m,) defaults to 0, 1, 2, ...
         ids: What the rows are called, (m,), all different, file names, say; `Picked.ids` has those of the chosen.
@@ -91,8 +92,10 @@ def select(
         num_workers: Processes that read the samples of a Dataset; 0 reads in this one.
         entries: Which entries of the Dataset's tuples or dicts are inputs of the model, as ("input_ids",
             "attention_mask") or (0, 1); None for the first alone.
-        memory: Bytes of a Dataset's samples that are kept in memory; if there are more, they are kept in a temporary
-            file, which is gone when it is no longer used, whatever happens.
+        memory: Bytes, or a text such as "4GB", that exact neighbours may take beside samples and features that are in
+            memory already, as in `dm2_fast.knn`; None for no limit. And that a Dataset's samples may take, None for
+            2 GiB; if there are more, they are kept in a temporary file, which is gone when it is no longer used,
+            whatever happens.
         multilabel: "mean" or "max" over the labels, for a model whose outputs are labels of their own, with sigmoids.
         these_are_logits: Outputs that look like probabilities are logits nevertheless.
 
@@ -104,14 +107,16 @@ def select(
             finite (n, C) logits, the strategy needs a labelled set, or an option is out of range.
         TypeError: the pool or the model is none of the above, samples cannot be mixed as they are, or the options are
             those of another strategy.
-        RuntimeError: a forced backend cannot run.
+        RuntimeError: a forced backend cannot run, or the Dataset raised; the message names the row.
+        OSError: there is no room for the samples of a Dataset, or a process that reads them ended.
     """
-    reading: dict[str, Any] = {"entries": entries, "num_workers": num_workers, "memory": memory, "progress": progress}
+    kept = MEMORY if memory is None else as_bytes(memory)
+    reading: dict[str, Any] = {"entries": entries, "num_workers": num_workers, "memory": kept, "progress": progress}
     samples = open_pool(pool, "pool", **reading)
     others = None if labelled is None else open_pool(labelled, "labelled", **reading)
     forward = ForwardPass(
         as_module(model), samples, normalize, head, batch_size, backend, num_threads, progress, prepare, autocast,
-        multilabel, these_are_logits,
+        multilabel, these_are_logits, memory=memory,
     )  # fmt: skip
     asked = Round(forward, seed, round, row_ids, others, labels, names=check_names(ids, len(forward.inputs)), ties=ties)
     return select_from(asked, budget, strategy, options)
@@ -131,8 +136,9 @@ def select_from(
     strategy = strategies.get(strategy)
     options = strategy.checked(options)
     budget = whole("budget", budget)
-    check_budget(budget, len(round))
+    check_budget(budget, round.share.total)
     round.seconds = {}
-    picked = check_picked(strategy.choose(round, budget, options), f"strategy {strategy.name}", budget, len(round))
+    chosen = strategy.choose(round, budget, options)
+    picked = check_picked(chosen, f"strategy {strategy.name}", budget, round.share.total, len(round))
     ids = picked.ids if round.names is None else [round.names[row] for row in picked.indices.tolist()]
     return replace(picked, seconds=round.seconds | picked.seconds, prepared=round.forward.note, ids=ids)

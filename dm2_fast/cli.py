@@ -1,6 +1,7 @@
 """The command `dm2-fast`. What a command needs is imported when it is called, so that help is there at once."""
 
 import difflib
+import os
 import shutil
 import sys
 import textwrap
@@ -14,11 +15,29 @@ from dm2_fast.extras import MissingExtra
 COMMANDS = {
     "run": "Run active learning on a data set and write a folder of results.",
     "select": "Choose the next samples to label from files of your own.",
+    "merge": "Put the shards of a selection together.",
     "bench": "Run a study (probe, table1, table2, table3, table5, figure1, figure4), or time every method (table4).",
     "report": "Compare runs: a table and a plot of mean and standard deviation.",
     "info": "Say what is installed, which devices, backends and data sets there are.",
 }
 _RESUMABLE = ("run", "bench")
+# What a message for Python says to do, and how a command says it.
+_AS_OPTIONS = {
+    "ties='random'": "--ties random",
+    "multilabel='mean'": "--multilabel mean",
+    "these_are_logits=True": "--these-are-logits",
+    "options=DM2Config(space='features')": "--dm2.space features",
+    "DM2Config(recall=0.95)": "--dm2.recall 0.95",
+    "or dm2_fast.logits_of(probabilities)": "or use --probabilities",
+    "logits=, probabilities= or head= to Round.from_arrays": "--logits, --probabilities or --head",
+    "head=(weight, bias) to Round.from_arrays, or a model to select": "--head",
+    "head=(weight, bias) to Round.from_arrays": "--head",
+    "features= to Round.from_arrays": "--features",
+    "labelled_features= with": "--labelled with",
+    "labelled= with": "--labelled with",
+    "labels= with those of": "--labelled with the labels of",
+    "with head=...": "with --head",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -50,8 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
                 commands.carry_out(command, COMMANDS[command], rest)
     except RuntimeError as error:
+        from dm2_fast.distributed.group import Lost
         from dm2_fast.plugins import UsersError
 
+        if isinstance(error, Lost):
+            _fail(f"{error}; the same command goes on with what was finished")
         if not isinstance(error, UsersError):
             raise
         _fail(error.told())
@@ -78,9 +100,22 @@ def _overview() -> str:
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"dm2-fast: warning: {message}", file=sys.stderr)
+    if os.environ.get("RANK", "0") != "0":  # torchrun started this process, and another speaks
+        return
+    print(f"dm2-fast: warning: {_as_options(str(message))}", file=sys.stderr)
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"dm2-fast: error: {message}", file=sys.stderr)
+    if "RANK" in os.environ and "torch" in sys.modules:
+        from dm2_fast.distributed import torchrun
+
+        if not torchrun.first_to_fail():
+            raise SystemExit(2) from None
+    print(f"dm2-fast: error: {_as_options(message)}", file=sys.stderr)
     raise SystemExit(2) from None
+
+
+def _as_options(message: str) -> str:
+    for python, option in _AS_OPTIONS.items():
+        message = message.replace(python, option)
+    return message

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dm2_fast import strategies
+from dm2_fast.distributed import torchrun
 from dm2_fast.experiment import RunConfig, run
 from dm2_fast.info import InfoConfig, write_info
 from dm2_fast.options import build, check_files, option_groups, parser
@@ -12,6 +13,7 @@ from dm2_fast.paper.study import StudyConfig, study
 from dm2_fast.paper.sweep import SweepConfig, sweep
 from dm2_fast.paper.table4 import Table4Config, table4
 from dm2_fast.selecting.command import SelectConfig, select_from_files
+from dm2_fast.selecting.config import MergeConfig, shard_of
 from dm2_fast.terminal import Printer
 
 
@@ -57,6 +59,21 @@ def _run(values: Any, echo: Callable[[str], None]) -> None:
 
 def _select(values: Any, echo: Callable[[str], None]) -> None:
     folder = select_from_files(build(SelectConfig, values), echo=echo)
+    if values.shard is not None:
+        echo(f"\n{folder.parent}")
+    elif torchrun.speaks():
+        echo(f"\n{folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
+
+
+def _merge(values: Any, echo: Callable[[str], None]) -> None:
+    files = sorted(values.shards.glob("*/config.yaml"))
+    if len(files) != 1:
+        raise ValueError(f"{values.shards} is no folder of shards: name the one that dm2-fast select --shard wrote")
+    given = ["--config", str(files[0])]
+    asked = parser("select", "", (SelectConfig,), option_groups(given)).parse_args(given)
+    output = values.output or values.shards.with_name(values.shards.name.removesuffix(".parts"))
+    config, (_, parts) = build(SelectConfig, asked, shard=None, output=output), shard_of(asked.shard)
+    folder = select_from_files(config, echo=echo, merge=(files[0].parent, parts))
     echo(f"\n{folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
 
 
@@ -89,6 +106,7 @@ def _info(values: Any, echo: Callable[[str], None]) -> None:
 _COMMANDS: dict[str, tuple[tuple[type, ...], Callable[[Any, Callable[[str], None]], None]]] = {
     "run": ((RunConfig, SweepConfig), _run),
     "select": ((SelectConfig,), _select),
+    "merge": ((MergeConfig,), _merge),
     "bench": ((Table4Config,), _bench),
     "bench study": ((StudyConfig,), _study),
     "report": ((ReportConfig,), _report),

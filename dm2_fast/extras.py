@@ -42,9 +42,9 @@ def installed() -> Iterator[tuple[str, str]]:
     of_extra: dict[str, list[str]] = {}
     wanted = metadata.requires("dm2_fast") if _is_installed("dm2_fast") else None  # not where a source tree runs
     for line in wanted or []:
-        extra, package = re.search(r"extra == ['\"]([\w-]+)", line), re.match(r"[\w.-]+", line)
-        if extra and package and extra[1] not in ("all", "bench", "docs", "test"):
-            of_extra.setdefault(extra[1], []).append(package[0])
+        found = re.match(r"([\w.-]+).*extra == ['\"]([\w-]+)", line)
+        if found and found[2] not in ("all", "bench", "docs", "test"):
+            of_extra.setdefault(found[2], []).append(found[1])
     for extra, packages in of_extra.items():
         missing = [package for package in packages if not _is_installed(package)]
         yield extra, f"without {', '.join(missing)} (pip install 'dm2_fast[{extra}]')" if missing else "installed"

@@ -87,7 +87,7 @@ _NAMED: dict[str, tuple[str, tuple[str, ...]]] = {
     "normalize": ("MEAN/STD", ()),
 }
 _OF_SELECT = {"model": ("MODULE:FUNCTION", ())}
-_POSITIONAL = {"folders": "FOLDER", "table": "table4", "study": "STUDY"}
+_POSITIONAL = {"folders": "FOLDER", "table": "table4", "study": "STUDY", "shards": "FOLDER"}
 
 
 def option_groups(given: Sequence[str]) -> dict[str, type]:
@@ -145,7 +145,7 @@ def parser(command: str, description: str, configs: Iterable[type], groups: dict
 
     Its `error` raises a ValueError of one line.
     """
-    takes = {"report": "FOLDER... ", "bench": "table4 ", "bench study": "STUDY "}.get(command, "")
+    takes = {"report": "FOLDER... ", "bench": "table4 ", "bench study": "STUDY ", "merge": "FOLDER "}.get(command, "")
     command = command.partition(" ")[0]
     made = _Parser(
         prog=f"dm2-fast {command}",

@@ -98,8 +98,34 @@ def check_names(names: Sequence[Any] | None, m: int) -> Sequence[Any] | None:
     return listed
 
 
-def check_picked(picked: object, who: str, budget: int, m: int) -> Picked:
-    """picked, if it is a choice of budget distinct rows of m, with a score for each row or None."""
+def check_labels(labels: Any, n: int | None) -> Tensor | None:
+    """labels as (n,) int64, if they are a class number for each of n labelled samples.
+
+    Raises:
+        TypeError: they are no integers.
+        ValueError: there are more or fewer, or one is negative.
+    """
+    if labels is None:
+        return None
+    found = labels if isinstance(labels, Tensor) else np.asarray(labels)
+    if isinstance(found, np.ndarray) and found.dtype.kind in "OUS":
+        raise TypeError(
+            f"labels must be numbers of classes, got {found.dtype}: "
+            "np.unique(labels, return_inverse=True)[1] gives them"
+        )
+    y = as_tensor(found, "labels")
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise TypeError(f"labels must be integers, the numbers of classes from 0 on, got {y.dtype}")
+    if n is not None and y.shape != (n,):
+        raise ValueError(f"labels must be one for each of the {n} labelled samples, got shape {tuple(y.shape)}")
+    if y.numel() and int(y.min()) < 0:
+        raise ValueError(f"labels must be from 0 on, got {int(y.min())}: leave samples without a label out of labelled")
+    return y.to(torch.int64)
+
+
+def check_picked(picked: object, who: str, budget: int, m: int, scored: int | None = None) -> Picked:
+    """picked, if it is a choice of budget distinct rows of m, with a score for each row (of those scored) or None."""
+    scored = m if scored is None else scored
     if not isinstance(picked, Picked):
         raise ValueError(f"{who} must return a dm2_fast.Picked(indices, scores), got {shown(picked)}")
     rows, scores = picked.indices, picked.scores
@@ -112,7 +138,7 @@ def check_picked(picked: object, who: str, budget: int, m: int) -> Picked:
     repeated = torch.nonzero(torch.bincount(rows) > 1)
     if len(repeated):
         raise ValueError(f"{who} must choose distinct rows, got row {repeated[0].item()} more than once")
-    if scores is not None and (not isinstance(scores, Tensor) or scores.shape != (m,)):
+    if scores is not None and (not isinstance(scores, Tensor) or scores.shape != (scored,)):
         got = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else shown(scores)
-        raise ValueError(f"{who} must return None or a score for each of the {m} rows, got {got}")
+        raise ValueError(f"{who} must return None or a score for each of the {scored} rows, got {got}")
     return picked

@@ -22,10 +22,11 @@ from dm2_fast.model.passes import ForwardPass
 from dm2_fast.model.pools import Pool
 from dm2_fast.model.together import Together
 from dm2_fast.operations.arguments import shown, whole
-from dm2_fast.operations.arrays import ArrayLike, as_integers
+from dm2_fast.operations.arrays import ArrayLike
 from dm2_fast.operations.multilabel import Over
 from dm2_fast.operations.uncertainty import Uncertainty
-from dm2_fast.picked import Picked, check_budget, check_names, check_picked, check_row_ids, highest
+from dm2_fast.picked import Picked, check_budget, check_labels, check_names, check_picked, check_row_ids, highest
+from dm2_fast.share import Share, Whole
 from dm2_fast.traps import warn_of_ties
 
 __all__ = ["Picked", "Round", "check_budget", "check_names", "check_picked", "check_row_ids", "highest", "stage"]
@@ -44,12 +45,13 @@ class Round:
         forward: The model and the pool, and how they are run.
         seed, round, row_ids: Key of every random draw; row_ids (m,) defaults to 0, 1, 2, ...
         labelled: Inputs of the labelled set, (n, ...), for the strategies that look at it.
-        labels: Their classes, (n,) int64.
+        labels: Their classes, (n,) integers from 0 on.
         part: What the strategy trained beside the network (see `dm2_fast.Strategy`), as it is after the training; None
             where the model was trained without it.
         ties: Which of equal scores is chosen: that of the lower row, or at random, by a draw of each row.
         names: What the user calls the rows, (m,), all different; None for nothing but their numbers.
         own_features: Features of the pool (m, e) and of the labelled set (n, e) that do not come from the model.
+        share: Which rows of a larger pool these are; None for all of it.
 
     Attributes:
         seconds: Wall time of each stage so far.
@@ -65,6 +67,7 @@ class Round:
     names: Sequence[Any] | None = None
     ties: Ties = "lower"
     own_features: tuple[Tensor, Tensor] | None = None
+    share: Share = None  # type: ignore[assignment]
     seconds: dict[str, float] = field(default_factory=dict, init=False)
     _kept: dict[tuple[str, Hashable], Any] = field(default_factory=dict, init=False, repr=False)
 
@@ -74,8 +77,8 @@ class Round:
         if not isinstance(self.forward, ForwardPass):
             raise TypeError(f"forward must be a ForwardPass, got {shown(self.forward)}")
         self.seed, self.round = whole("seed", self.seed), whole("round", self.round)
-        if self.labels is not None:
-            self.labels = as_integers(self.labels, "labels")
+        self.share = self.share or Whole(len(self.forward))
+        self.labels = check_labels(self.labels, None if self.labelled is None else len(self.labelled))
 
     @classmethod
     def from_arrays(
@@ -124,14 +127,13 @@ class Round:
             arrays.model, arrays.pool, None, None, batch_size or arrays.batch_size, backend, num_threads, progress,
             multilabel=multilabel, these_are_logits=these_are_logits,
         )  # fmt: skip
-        y = None if labels is None else torch.as_tensor(np.asarray(labels)).to(torch.int64)
         names = check_names(ids, len(arrays.pool))
-        made = cls(forward, seed, round, row_ids, arrays.labelled_features, y, names=names, ties=ties)
+        made = cls(forward, seed, round, row_ids, arrays.labelled_features, labels, names=names, ties=ties)
         made._kept.update(arrays.passes())
         return made
 
     def __len__(self) -> int:
-        return len(self.forward.inputs)
+        return len(self.forward)
 
     @cached_property
     def ids(self) -> NDArray[np.int64]:
@@ -200,7 +202,7 @@ class Round:
         if head is self.forward.model:
             return self.forward
         features, logits = self.features, self.logits
-        forward = replace(self.forward.through(head), inputs=features, normalize=None)
+        forward = replace(self.forward.through(head), inputs=features, normalize=None, rows=None)
         few = slice(0, 2)
         try:
             alone = forward.over(features[few]).logits()
@@ -226,8 +228,8 @@ class Round:
             return kept
         labelled = self.labelled
         if labelled is None or len(labelled) == 0:
-            argument = "labelled_features" if isinstance(self.forward.model, NoModel) else "labelled"
-            raise ValueError(f"this strategy compares with labelled samples: pass {argument}= with at least one")
+            argument = "labelled_features= with" if isinstance(self.forward.model, NoModel) else "labelled= with"
+            raise ValueError(f"this strategy compares with labelled samples: pass {argument} at least one")
         return self.once("labelled", None, lambda: self.forward.over(labelled).features_and_logits()[0])
 
     def dropout(self, passes: int) -> tuple[Tensor, Tensor]:
@@ -254,16 +256,16 @@ class Round:
         forward = self.forward
         with evaluating(forward.model):
             tail = dropout_tail(forward.model, forward.first_rows())
-        if tail is None or tail[1] is not self.head:
+        if tail is None or tail[1] is not self.head or len(self) == 0:
             return forward
-        return replace(forward.through(tail), inputs=self.features, normalize=None)
+        return replace(forward.through(tail), inputs=self.features, normalize=None, rows=None)
 
     def once(self, name: str, key: Hashable, run: Callable[[], T]) -> T:
         """What run returns, computed for the first caller with this name and key; its time is seconds[name]."""
         if (name, key) not in self._kept:
             _ = self.samples
             with self.stage(name):
-                self._kept[name, key] = run()
+                self._kept[name, key] = self.share.once(name, key, run)
         result: T = self._kept[name, key]
         return result
 
@@ -319,8 +321,10 @@ class Round:
 
     def highest(self, scores: Tensor, budget: int, offset: int = 0) -> Tensor:
         """The rows of the budget highest scores after skipping offset of them, ties as `ties` says (Eq. 11)."""
+        scores = self.share.gather(scores)
         if self.ties == "random":
-            draw = torch.from_numpy(draws.uniform(self.seed, self.round, self.ids, "ties")).to(scores.device)
+            ids = self.share.gather(torch.from_numpy(self.ids)).numpy()
+            draw = torch.from_numpy(draws.uniform(self.seed, self.round, ids, "ties")).to(scores.device)
             order = draw.argsort(stable=True)
             return order[highest(scores[order], budget, offset)]
         ordered = scores.sort(descending=True, stable=True).indices

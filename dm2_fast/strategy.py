@@ -72,6 +72,8 @@ class Strategy:
         part: What is trained beside the network (a `TrainingPart`), if anything: called with the fresh network, two
             samples as it takes them, and the options, before each training, every time with the same random state.
         adversarial: The adversarial training of a run that does not say which.
+        in_parts: Whether choose may run in several processes at once, each with a part of the pool: it then sees the
+            other parts through `round.share` only.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Strategy:
     passes: tuple[Pass, ...] = (LOGITS, FEATURES, LABELLED)
     part: Callable[[nn.Module, Tensor, Any], nn.Module] | None = None
     adversarial: AdversarialTraining = "off"
+    in_parts: bool = False
 
     def __post_init__(self) -> None:
         if self.options is not None and not (isinstance(self.options, type) and is_dataclass(self.options)):

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 TILE = 64  # rows that share a list, and rows and columns of a tile of pairs
-_CONFIG = {"BLOCK_W": 8, "num_warps": 8}
+_CONFIG = {"BLOCK_W": 8, "num_warps": 8, "enable_fp_fusion": True}
 _MOST = 2**29  # of a and e; above every SAD
 
 

@@ -25,7 +25,7 @@ _TILE = {"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_D": 8, "num_warps": 4}
 _OPTIONS = {"enable_fp_fusion": True} | ({} if torch.version.hip else {"maxnreg": 224})
 _ALIGNED = 16  # dimensions: rows start at multiples of 64 bytes, and the compiler knows it
 _BLOCK_K = 16  # places of the running best that are moved at a time
-_STAGED = 2**26  # scaled elements held at a time
+_STAGED = 2**26  # scaled elements held at a time, or more
 _FILTERED_PAIRS = 2**26  # from so many on they are filtered, if that leaves few of them
 
 
@@ -150,6 +150,11 @@ def _staged(rows: Tensor, scale: Tensor, block_d: int) -> Tensor:
     return staged
 
 
+def _room(device: torch.device) -> int:
+    """Scaled elements held at a time: those of a quarter of a GPU's free memory, so that most pools are one piece."""
+    return max(_STAGED, torch.cuda.mem_get_info(device)[0] // 16) if device.type == "cuda" else _STAGED
+
+
 def _parts(queries: int, rows: int, device: torch.device, config: dict[str, int]) -> int:
     """How many parts the rows are cut into, so that few queries fill a large device too."""
     if device.type != "cuda":
@@ -187,7 +192,7 @@ def pairwise(
 ) -> None:
     """`reference.pairwise` in float32 arithmetic, for float32, float16 and bfloat16 rows."""
     config = config or _TILE
-    step = max(1, _STAGED // max(rows.shape[1], _ALIGNED))
+    step = max(1, _room(rows.device) // max(rows.shape[1], _ALIGNED))
     for j in range(0, len(rows), step):
         x = _staged(rows[j : j + step], row_scale[j : j + step], config["BLOCK_D"])
         for i in range(0, len(queries), step):
@@ -258,7 +263,7 @@ def knn(
 
     config = config or _TILE
     how = {"native": rows.is_cuda and not torch.version.hip} | ({"worth": torch.inf} if filtered else {})
-    step = max(1, _STAGED // max(rows.shape[1], _ALIGNED))
+    step = max(1, _room(rows.device) // max(rows.shape[1], _ALIGNED))
     if bool((row_ids.diff() < 0).any()):
         row_ids, order = row_ids.sort()
         rows, row_scale = rows[order], row_scale[order]

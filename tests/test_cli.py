@@ -1,10 +1,12 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from dm2_fast import strategies
+import dm2_fast
+from dm2_fast import cli, strategies
 from dm2_fast.cli import main
 from dm2_fast.options import parser
 from dm2_fast.paper.sweep import SweepConfig
@@ -87,9 +89,10 @@ def test_a_run_s_own_config_with_another_seed_makes_a_folder_of_its_own(
         (["run", "--strategy", "dm2", "--bald.passes", "3"], "--bald.passes is an option of another strategy than dm2"),
         (["run", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["run", "--dataset", "mnist", "--data-dir", "nowhere"], "nowhere/MNIST/raw"),
-        (["fly"], "no command 'fly': there are run, select, bench, report, info"),
+        (["fly"], "no command 'fly': there are run, select, merge, bench, report, info"),
+        (["merge", "nowhere"], "nowhere is no folder of shards: name the one that dm2-fast select --shard wrote"),
         (["rum"], "no command 'rum': did you mean run?"),
-        ([], "give a command: run, select, bench, report, info"),
+        ([], "give a command: run, select, merge, bench, report, info"),
     ],
 )
 def test_a_mistake_gets_one_readable_line(
@@ -187,3 +190,10 @@ def test_help_and_version_are_there_before_torch_is_loaded(arguments: list[str],
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(said)
+
+
+def test_every_remedy_that_a_command_says_otherwise_is_one_that_a_message_has() -> None:
+    package = Path(dm2_fast.__file__).parent
+    source = "".join(file.read_text() for file in package.rglob("*.py") if file.name != "cli.py")
+    joined = re.sub(r'"\s*\n\s*f?"', "", source)  # sentences that go on in the next line
+    assert not [remedy for remedy in cli._AS_OPTIONS if remedy not in joined]

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from documents import ROOT, Block, blocks
 
+import dm2_fast
 from dm2_fast import strategies
 
 # What random samples and an untrained model are warned about.
@@ -25,7 +26,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 README = PAGES[0].read_text()
 
 # Why examples do not run here, and how many: one more is a decision that this line shows.
-NOT_RUN = {"installs packages": 3, "needs a GPU": 1, "takes hours": 2}
+NOT_RUN = {"installs packages": 3, "needs a GPU": 1, "takes hours": 3}
 
 WITHOUT_CHECKSUMS = """
 import torchvision
@@ -132,6 +133,18 @@ def test_the_readme_is_short_and_leads_to_every_page() -> None:
     assert README.count("\n") <= 150
     for page in PAGES[1:]:
         assert f"({page.relative_to(ROOT)})" in README
+
+
+def test_the_site_has_every_page_and_every_public_name() -> None:
+    """`make docs` needs more than the tests install; what breaks it most easily is seen here."""
+    nav = re.findall(r"^  - .*: ([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert set(nav) == {page.name for page in PAGES[2:]} | {"index.md", "contributing.md", "reference.md"}
+    body = ast.parse((ROOT / ".ci" / "site.py").read_text()).body
+    (groups,) = (
+        node.value for node in body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "GROUPS"
+    )
+    named = {name.partition(".")[0] for names in ast.literal_eval(groups).values() for name in names}
+    assert named == {*dm2_fast.__all__} - {"strategies"}
 
 
 def test_the_readme_lists_the_strategies() -> None:

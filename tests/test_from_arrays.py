@@ -85,9 +85,58 @@ def test_logits_alone_are_enough_for_uncertainty() -> None:
             "head= reads features",
         ),
         ({"features": F, "ids": ["a"] * 60}, "ids must all be different, got 'a' for row 0 and row 1"),
+        (
+            {"logits": BINARY.decision_function(F)},
+            r"logits must be \(m, C\), got shape .60,.: .*.\[0 \* z, z\], 1",
+        ),
+        ({"probabilities": P[:, 0]}, r"probabilities must be \(m, C\), got shape .60,.: .*np.stack.\[1 - p, p\], 1"),
+        ({"probabilities": [P, P]}, r"got a list of 2 matrices: .* take the column of each label"),
+        ({"features": F, "labels": Y - 1}, "labels must be from 0 on, got -1: leave samples without a label out"),
+        (
+            {"features": F, "labelled_features": LABELLED, "labels": Y[1:]},
+            r"labels must be one for each of the 12 labelled samples, got shape \(11,\)",
+        ),
         ({"features": F, "ids": ["a"]}, "ids must name each of the 60 rows, got 1"),
     ],
 )
 def test_arrays_that_do_not_fit_are_named(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Round.from_arrays(**given)
+
+
+class Sparse:
+    shape = (60, 6)
+
+    def toarray(self) -> np.ndarray:
+        return F
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"features": F, "head": CLASSIFIER},
+            r"head is a LogisticRegression: pass \(classifier.coef_, classifier.int",
+        ),
+        ({"features": F, "head": CLASSIFIER.coef_}, r"head is an ndarray: pass \(weight, bias\) of a linear layer"),
+        ({"features": F, "head": (1, 2, 3)}, r"head is 3 values: pass \(weight, bias\)"),
+        ({"features": F, "labels": ["a"] * 12}, "labels must be numbers of classes, got <U1: np.unique"),
+        ({"features": F, "labels": Y + 0.5}, "labels must be integers, the numbers of classes from 0 on, got torch.fl"),
+        ({"features": F, "ids": "a" * 60}, "ids must be one name after the other, got 'aaa"),
+        ({"features": F, "ids": [["a"]] * 60}, "ids must be texts or numbers, got .'a'. for row 0"),
+        ({"features": Sparse()}, "features is a Sparse: make it dense with .toarray"),
+        ({"features": [["a", "b"]]}, "features must hold numbers only"),
+    ],
+)
+def test_what_is_no_array_of_numbers_is_named(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        Round.from_arrays(**given)
+
+
+def test_labels_may_be_a_list_or_any_integers() -> None:
+    first = select_from(Round.from_arrays(F, **EVERYTHING), 5, "alpha-mix")
+    for labels in (Y.tolist(), Y.astype(np.uint8), torch.from_numpy(Y).int()):
+        picked = select_from(Round.from_arrays(F, **(EVERYTHING | {"labels": labels})), 5, "alpha-mix")
+        assert torch.equal(picked.indices, first.indices)
+    with pytest.raises(ValueError, match=r"labels must be in \[0, 2\], the classes of the model, got 9"):
+        select_from(Round.from_arrays(F, **(EVERYTHING | {"labels": Y + 7})), 5, "alpha-mix")

@@ -22,9 +22,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Each imports itself and those behind it; dm2_fast is the package's own __init__.py.
 ORDER = (
-    "__main__", "cli", "commands", "options", "info", "paper", "selecting", "experiment", "ops", "dm2_fast", "acquire",
-    "strategies", "plugins", "strategy", "adversarial", "round", "picked", "traps", "model", "operations", "threads",
-    "draws", "terminal", "extras", "progress", "words", "kernels", "_C",
+    "__main__", "cli", "commands", "options", "info", "paper", "selecting", "experiment", "ops", "dm2_fast",
+    "distributed", "acquire", "strategies", "plugins", "strategy", "adversarial", "round", "share", "picked", "traps",
+    "model", "operations", "threads", "draws", "terminal", "extras", "progress", "words", "kernels", "_C",
 )  # fmt: skip
 CORE = ORDER[ORDER.index("dm2_fast") :]
 ON_FIRST_USE = {("dm2_fast", "experiment")}  # in TYPE_CHECKING; __getattr__ imports what is asked for

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dm2_fast.experiment.data.sets import Data
 from dm2_fast.experiment.folder.files import replacing
-from dm2_fast.experiment.folder.sheet import draw_images
+from dm2_fast.experiment.folder.sheet import draw_images, short
 from dm2_fast.operations.arguments import shown
 
 Oracle = Callable[[Tensor, Tensor], Sequence[int] | Tensor]
@@ -48,10 +48,14 @@ def ask_person(folder: Path, rows: Tensor, data: Data) -> Tensor | None:
     """
     path = folder / TO_LABEL
     if not path.exists():
+        ids, what = data.ids, "row" if data.ids is None else "id"
+        called = [f"row {row}" if ids is None else short(ids[row], 10) for row in rows.tolist()]
         for page, part in enumerate(torch.split(torch.arange(len(rows)), _PAGE)):
             grid = [data.x[rows[line]] for line in torch.split(part, 10)]
-            titles = [[f"{i}: row {rows[i].item()}" for i in line.tolist()] for line in torch.split(part, 10)]
-            draw_images(folder / f"to_label_{page + 1}.png", grid, titles, f"to label, page {page + 1}: order and row")
+            titles = [[f"{i}: {called[i]}" for i in line.tolist()] for line in torch.split(part, 10)]
+            draw_images(
+                folder / f"to_label_{page + 1}.png", grid, titles, f"to label, page {page + 1}: order and {what}"
+            )
         columns: tuple[str, ...] = COLUMNS
         lines: list[tuple[Any, ...]] = [(i, row, "") for i, row in enumerate(rows.tolist())]
         if data.ids is not None:

@@ -23,9 +23,10 @@ def check_mixable(pool: ArrayLike | Together) -> None:
     """
     why = unmixable(pool)
     if why is not None:
+        numbers = ", or make floats of them if they are quantities" if not isinstance(pool, Together) else ""
         raise TypeError(
             f"samples cannot be mixed as they are, since {why}: mix their features, with "
-            "options=DM2Config(space='features')"
+            f"options=DM2Config(space='features'){numbers}"
         )
 
 
@@ -42,12 +43,13 @@ def make_batch(
 ) -> Batch:
     """Size rows of the plain or mixed pool, or of some of its rows, from start on.
 
-    What lies behind the pool's end is filled with copies of the last row: a batch of another shape may round
-    differently. The lock is held while anything is read that need not bear two threads; options go to `mix`.
+    The recipe has a line for each of these rows. What lies behind their end is filled with copies of the last row: a
+    batch of another shape may round differently. The lock is held while anything is read that need not bear two
+    threads; options go to `mix`.
     """
     device, dtype = model_device(model), model_dtype(model)
-    rows = torch.arange(start, start + size).clamp(max=len(pool if some is None else some) - 1)
-    rows = rows if some is None else some[rows]
+    places = torch.arange(start, start + size).clamp(max=len(pool if some is None else some) - 1)
+    rows = places if some is None else some[places]
     if isinstance(pool, Together) or are_integers(pool):
         if recipe is not None:
             check_mixable(pool)
@@ -57,8 +59,8 @@ def make_batch(
             return to_model(take(pool, rows, "inputs"), device, dtype)
     neighbours, lam, weights = torch.empty(size, 0, dtype=torch.int64), torch.tensor(1.0), None
     if recipe is not None:
-        neighbours, lam = recipe.indices[rows].cpu(), recipe.lam[rows].cpu()
-        weights = None if recipe.weights is None else recipe.weights[rows].cpu()
+        neighbours, lam = recipe.indices[places].cpu(), recipe.lam[places].cpu()
+        weights = None if recipe.weights is None else recipe.weights[places].cpu()
     memory_format = torch.channels_last if channels_last else torch.preserve_format
     with nullcontext() if isinstance(pool, (Tensor, np.ndarray)) else lock:
         batch = mix(pool, neighbours, lam, weights=weights, rows=rows, memory_format=memory_format, **options)

@@ -1,22 +1,25 @@
 """A torch Dataset as a pool: each sample is read and decoded once, and kept for all passes of a round."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import IO, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dm2_fast.model.together import Together
+from dm2_fast.operations.arguments import shown, whole
 from dm2_fast.operations.arrays import as_tensor
 from dm2_fast.progress import tqdm
 
 MEMORY = 2**31  # bytes of decoded samples that are kept in memory; more are kept in a temporary file
 _READ_TOGETHER = 16  # samples that a worker reads before it hands them over
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # what holds them, by bytes of a value
 
 
 class DatasetPool:
@@ -41,8 +44,10 @@ class DatasetPool:
         progress: bool = False,
         name: str = "pool",
     ) -> None:
-        self.dataset, self.entries, self.num_workers = dataset, entries, num_workers
-        self.memory, self.progress, self.name = memory, progress, name
+        if entries is not None and (isinstance(entries, str) or len(entries) == 0):
+            raise ValueError(f"entries must be a tuple of names, such as ('image',), got {shown(entries)}")
+        self.dataset, self.entries, self.num_workers = dataset, entries, whole("num_workers", num_workers, 0)
+        self.memory, self.progress, self.name = whole("memory", memory, 0), progress, name
         self.samples: Tensor | Together | None = None
 
     def __len__(self) -> int:
@@ -66,6 +71,7 @@ class DatasetPool:
             ValueError: the samples differ in shape or dtype; the message names the row.
             TypeError: a sample is no tensor.
             RuntimeError: the data set raised; the message names the row and says what it raised.
+            OSError: there is no room for the samples, or a process that reads ended.
         """
         if self.samples is None:
             self.samples = self._read()
@@ -84,7 +90,9 @@ class DatasetPool:
             generator=torch.Generator().manual_seed(0),  # its own: the random state of the caller stays as it is
         )
         with torch.random.fork_rng([]), ExitStack() as files:
-            for parts in tqdm(loader, "read", leave=False, disable=None if self.progress else True):
+            for parts in tqdm(
+                self._batches(loader), "read", len(loader), leave=False, disable=None if self.progress else True
+            ):
                 if isinstance(parts, _Failure):
                     raise parts.error()
                 for key, samples in parts.items():
@@ -96,6 +104,22 @@ class DatasetPool:
             return next(iter(tensors.values()))
         by_name = all(isinstance(entry, str) for entry in self.entries)
         return Together({str(key): value for key, value in tensors.items()} if by_name else tuple(tensors.values()))
+
+    def _batches(self, loader: DataLoader[Any]) -> Iterator[Any]:
+        """What the processes read.
+
+        Raises:
+            OSError: one of them ended.
+        """
+        try:
+            yield from loader
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise OSError(
+                f"a process that reads {self.name} ended before it was done, which happens where memory or /dev/shm is "
+                "short: read with fewer workers, or with 0, in this process"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -125,38 +149,44 @@ class _Named(Dataset[Any]):
             said = f": {error}" if str(error) else ""
             return _Failure("RuntimeError", f"{self.name} raised {type(error).__name__} when asked for row {row}{said}")
         try:
-            return {key: self._tensor(row, value) for key, value in self._inputs(row, sample).items()}
+            found, others = self._inputs(row, sample)
+            return {key: self._tensor(row, value, others) for key, value in found.items()}
         except (TypeError, ValueError) as error:
             return _Failure(type(error).__name__, str(error))
 
-    def _inputs(self, row: int, sample: Any) -> dict[str | int, Any]:
+    def _inputs(self, row: int, sample: Any) -> tuple[dict[str | int, Any], list[str | int]]:
+        """The inputs of the model in a sample, and the names of its other entries that are arrays."""
         if not isinstance(sample, (Mapping, tuple, list)):
             if self.entries is not None:
-                kind = type(sample).__name__
-                raise TypeError(f"row {row} of {self.name} is a {kind} without entries: leave entries out")
-            return {0: sample}
+                raise TypeError(f"row {row} of {self.name} is {shown(sample)} without entries: leave entries out")
+            return {0: sample}, []
         if len(sample) == 0:
             raise ValueError(f"row {row} of {self.name} is empty: its first entry must be a tensor")
         held = dict(sample) if isinstance(sample, Mapping) else dict(enumerate(sample))
         if self.entries is None:
             key = next(iter(held))
-            return {key: held[key]}
+            return {key: held[key]}, [name for name in held if isinstance(held[name], (Tensor, np.ndarray))]
         missing = [entry for entry in self.entries if entry not in held]
         if missing:
             raise ValueError(
                 f"row {row} of {self.name} has no entry {missing[0]!r}: it has {', '.join(map(repr, held))}"
             )
-        return {entry: held[entry] for entry in self.entries}
+        return {entry: held[entry] for entry in self.entries}, []
 
-    def _tensor(self, row: int, value: Any) -> Tensor:
-        if isinstance(value, Tensor):
-            return value.detach()
-        if isinstance(value, np.ndarray):
-            return as_tensor(value, f"row {row} of {self.name}")
+    def _tensor(self, row: int, value: Any, others: list[str | int]) -> Tensor:
+        if isinstance(value, (Tensor, np.ndarray)):
+            if isinstance(value, Tensor) and type(value) is not Tensor:  # an image of torchvision, say
+                value = value.detach().as_subclass(Tensor)
+            found = as_tensor(value, f"row {row} of {self.name}").cpu()
+            if found.element_size() in _BITS:
+                return found
+            raise TypeError(f"row {row} of {self.name} holds {_dtype(found.dtype)}: pass real numbers")
         remedy = "give the data set a transform that makes a tensor of it"
-        if isinstance(value, str):
+        if others and self.entries is None:
+            remedy = f"{remedy}, or name the inputs, such as entries={tuple(others)}"
+        elif isinstance(value, str):
             remedy = "give the data set the tokens as a tensor, or name the inputs with entries="
-        raise TypeError(f"row {row} of {self.name} is a {type(value).__module__}.{type(value).__name__}: {remedy}")
+        raise TypeError(f"row {row} of {self.name} is {shown(value)}: {remedy}")
 
 
 def _stacked(samples: Sequence[Any]) -> "dict[str | int, Tensor | list[Tensor]] | _Failure":
@@ -168,8 +198,18 @@ def _stacked(samples: Sequence[Any]) -> "dict[str | int, Tensor | list[Tensor]] 
 
 
 def _together(values: list[Tensor]) -> Tensor | list[Tensor]:
-    alike = all(value.shape == values[0].shape and value.dtype == values[0].dtype for value in values)
-    return torch.stack(values) if alike else values
+    first = values[0]
+    if any(value.shape != first.shape or value.dtype != first.dtype for value in values):
+        return values
+    return torch.from_numpy(np.stack([_bits(value) for value in values])).view(first.dtype)
+
+
+def _bits(values: Tensor) -> NDArray[Any]:
+    """The values as integers that NumPy copies in this thread: where torch copies a few samples by several threads,
+    they wait for each other longer than that takes.
+    """
+    found: NDArray[Any] = values.view(_BITS[values.element_size()]).numpy()
+    return found
 
 
 class _Store:
@@ -178,10 +218,10 @@ class _Store:
     def __init__(self, first: Tensor, m: int, memory: int, files: ExitStack) -> None:
         self.m, self.shape, self.dtype, self.filled = m, first.shape, first.dtype, 0
         self.size = m * first.numel() * first.element_size()
-        self.held: Tensor | None = None
+        self.held: NDArray[Any] | None = None
         self.file: IO[bytes] | None = None
         if self.size <= memory:
-            self.held = torch.empty(m, *first.shape, dtype=first.dtype)
+            self.held = np.empty((m, *first.shape), _bits(first).dtype)
         else:
             self.file = files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
 
@@ -194,17 +234,17 @@ class _Store:
                     f"{_described(self.shape, self.dtype)}: give the data set a transform that makes all samples "
                     "alike, such as Resize and CenterCrop"
                 )
-        together = samples if isinstance(samples, Tensor) else torch.stack(samples)
+        assert isinstance(samples, Tensor)  # those that differ among themselves differ from the first
         if self.held is not None:
-            self.held[self.filled : self.filled + len(together)] = together
+            self.held[self.filled : self.filled + len(samples)] = _bits(samples)
         elif self.file is not None:
-            self.file.write(together.contiguous().flatten().view(torch.uint8).numpy().data)
-        self.filled += len(together)
+            self.file.write(_bits(samples).data)
+        self.filled += len(samples)
 
     def tensor(self) -> Tensor:
         """All of them; what maps the file may outlive it."""
         if self.held is not None:
-            return self.held
+            return torch.from_numpy(self.held).view(self.dtype)
         assert self.file is not None
         self.file.flush()
         mapped = np.memmap(self.file, np.uint8, "r+", shape=(self.size,))
@@ -212,4 +252,8 @@ class _Store:
 
 
 def _described(shape: Sequence[int], dtype: torch.dtype) -> str:
-    return f"{str(dtype).removeprefix('torch.')} of shape {tuple(shape)}"
+    return f"{_dtype(dtype)} of shape {tuple(shape)}"
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dm2_fast.model.functions import FunctionModel
 from dm2_fast.model.linear_head import linear_head
+from dm2_fast.operations.arguments import shown
 from dm2_fast.operations.arrays import as_matrix
 from dm2_fast.operations.probabilities import logits_of, refuse_probabilities
 
@@ -84,9 +85,9 @@ def given(
     x = None if features is None else as_matrix(features, "features")
     outputs = None
     if probabilities is not None:
-        outputs = logits_of(as_matrix(probabilities, "probabilities"), multilabel=multilabel is not None)
+        outputs = logits_of(_outputs(probabilities, "probabilities", "[1 - p, p]"), multilabel=multilabel is not None)
     elif logits is not None:
-        outputs = as_matrix(logits, "logits")
+        outputs = _outputs(logits, "logits", "[0 * z, z]")
         if multilabel is None and not these_are_logits:
             refuse_probabilities(outputs, "logits")
     if x is not None and outputs is not None and len(x) != len(outputs):
@@ -102,7 +103,7 @@ def given(
         return Given(NoModel(), pool, x, outputs, others)
     if x is None:
         raise ValueError("head= reads features: give features= too")
-    weight, bias = (head.weight, head.bias) if isinstance(head, nn.Linear) else head
+    weight, bias = (head.weight, head.bias) if isinstance(head, nn.Linear) else _pair(head)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     x = x.to(dtype)
     bias = torch.zeros(len(weight)) if bias is None else bias
@@ -110,3 +111,37 @@ def given(
     if outputs is not None and outputs.shape[1] != layer.out_features:
         raise ValueError(f"logits must have the {layer.out_features} classes of the head, got {outputs.shape[1]}")
     return Given(layer, x, x, outputs, None if others is None else others.to(dtype))
+
+
+def _outputs(values: Any, name: str, columns: str) -> Tensor:
+    """The outputs of a model, (m, C).
+
+    Raises:
+        ValueError: they are one column, or a list with the outputs for each label.
+    """
+    if getattr(values, "ndim", 2) == 1:
+        raise ValueError(
+            f"{name} must be (m, C), got shape {tuple(values.shape)}: for two classes, pass the columns "
+            f"np.stack({columns}, 1)"
+        )
+    if isinstance(values, (list, tuple)) and len(values) > 0 and getattr(values[0], "ndim", 1) == 2:
+        raise ValueError(
+            f"{name} must be (m, C), got a list of {len(values)} matrices: for labels of their own, take the column of "
+            "each label, np.stack([p[:, 1] for p in list], 1)"
+        )
+    return as_matrix(values, name)
+
+
+def _pair(head: Any) -> tuple[Any, Any]:
+    """(weight, bias) of a head.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if isinstance(head, (tuple, list)) and len(head) == 2:
+        return head[0], head[1]
+    remedy = "pass (weight, bias) of a linear layer, or the layer"
+    if hasattr(head, "coef_") and hasattr(head, "intercept_"):
+        remedy = "pass (classifier.coef_, classifier.intercept_)"
+    got = f"{len(head)} values" if isinstance(head, (tuple, list)) else shown(head)
+    raise TypeError(f"head is {got}: {remedy}")

@@ -11,6 +11,7 @@ from dm2_fast.model.from_arrays import NoModel
 from dm2_fast.model.functions import FunctionModel, logits_in, run_module
 from dm2_fast.model.together import Batch
 from dm2_fast.operations.arguments import shown
+from dm2_fast.operations.probabilities import are_distributions
 
 
 @contextmanager
@@ -54,6 +55,8 @@ def check_logits(logits: object, least: int = 2) -> Tensor:
             f"model must return a tensor of (n, C) logits, got {shown(logits)}: return logits, or a dictionary "
             "or an object that has them as logits"
         )
+    if not logits.is_floating_point():
+        raise TypeError(f"model must return floating point logits, got {logits.dtype}: return scores, not classes")
     if logits.ndim != 2 or logits.shape[1] < least:
         one = " (for one sigmoid, pass multilabel='mean')" if logits.ndim == 2 and logits.shape[1] == 1 else ""
         raise ValueError(
@@ -100,6 +103,11 @@ def find_head(model: nn.Module, batch: Batch, head: str | nn.Module | None = Non
         if output.shape == logits.shape and torch.equal(output.nan_to_num(), logits.nan_to_num()):
             return module
     check_logits(logits)
+    if are_distributions(logits):
+        raise ValueError(
+            "model must have a linear layer whose output is the logits, got probabilities (non-negative, with sum 1): "
+            "leave the softmax out, or name the module whose input is the feature vector with head=..."
+        )
     layers = [name for name, module in model.named_modules() if not list(module.children())]
     raise ValueError(
         "model must have a linear layer whose output is the logits, got none; "

@@ -26,6 +26,7 @@ from dm2_fast.model.together import Batch, Together
 from dm2_fast.operations.arguments import one_of, shown, whole
 from dm2_fast.operations.arrays import ArrayLike, as_tensor
 from dm2_fast.operations.backends import MOST_THREADS, NAMES
+from dm2_fast.operations.memory import release
 from dm2_fast.operations.mix import Normalize, Recipe
 from dm2_fast.operations.multilabel import Over, check_over
 from dm2_fast.operations.probabilities import refuse_probabilities
@@ -56,6 +57,8 @@ class ForwardPass:
         prepare: "auto", or "off" to run the model as it is.
         autocast: torch.float16 or torch.bfloat16, to run the model under `torch.autocast`.
         multilabel, these_are_logits: As in `dm2_fast.uncertainty`.
+        rows: Which rows of the pool run, (n,) int64, in this order; None for all of them.
+        memory: A budget as in `dm2_fast.knn`; of mapped files, only what is in use then takes memory. None: no limit.
 
     Raises:
         ValueError: the pool is empty, batch_size < 1, or prepare, autocast or multilabel is none of the above.
@@ -73,6 +76,8 @@ class ForwardPass:
     autocast: torch.dtype | None = None
     multilabel: Over | None = None
     these_are_logits: bool = False
+    rows: Tensor | None = None
+    memory: int | str | None = None
     _shared: Shared = field(default_factory=Shared, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -93,6 +98,9 @@ class ForwardPass:
             raise ValueError(f"autocast must be None, torch.float16 or torch.bfloat16, got {shown(self.autocast)}")
         check_over(self.multilabel)
 
+    def __len__(self) -> int:
+        return len(self.inputs) if self.rows is None else len(self.rows)
+
     @cached_property
     def pool(self) -> ArrayLike | Together:
         """The samples; those of a data set are read when this is first asked for."""
@@ -107,7 +115,7 @@ class ForwardPass:
 
     def over(self, inputs: Pool) -> "ForwardPass":
         """The same pass over other inputs, through the same prepared model."""
-        return replace(self, inputs=inputs)
+        return replace(self, inputs=inputs, rows=None)
 
     def through(self, model: nn.Module) -> "ForwardPass":
         """The same pass through another model, prepared for itself."""
@@ -141,8 +149,11 @@ class ForwardPass:
         if features.dtype != model_dtype(self.model) or features.device != model_device(self.model):
             return None
         step = max(1, _CHECKED_ELEMENTS // features.shape[1])
+        features = features if self.rows is None else features[self.rows]
         for start in range(0, len(features), step):
-            check_finite("features", features[start : start + step], start)
+            check_finite("features", features[start : start + step], self._number(start))
+            if self.memory is not None:
+                release(features)
         return features
 
     def logits(self) -> Tensor:
@@ -159,9 +170,9 @@ class ForwardPass:
         """Mix every row by the recipe and return the uncertainty (m,) of the mixtures, Eqs. 7-10.
 
         Args:
-            recipe: What each row of the pool is mixed with.
+            recipe: What each of the rows is mixed with.
             kind: As in `dm2_fast.uncertainty`.
-            rows: Mix only these rows, (n,) int64, and return (n,).
+            rows: Mix these rows of the pool, (n,) int64, and return (n,).
 
         Raises:
             ValueError, TypeError: the model does not return finite (n, C) logits.
@@ -185,14 +196,18 @@ class ForwardPass:
             use: Called with the pass's number before each.
         """
         means, entropies = [], []
-        itself, m, size = Prepared("off", plain(self.model, None)), len(self.inputs), self.batch_size
+        if not len(self):
+            mean, entropy = replace(self, rows=torch.zeros(1, dtype=torch.int64)).softmax_moments(passes, use)
+            return mean[:0], entropy[:0]
+        itself, m, size = Prepared("off", plain(self.model, None)), len(self), self.batch_size
         with evaluating(self.model):
             for start in self._bar(range(0, m, size), "passes", -(-m // size)):
-                batch, keep = self._batch(None, start, size, self.num_threads), min(size, m - start)
+                batch, keep = self._batch(None, start, size, self.num_threads, some=self.rows), min(size, m - start)
                 mean = entropy = torch.zeros((), dtype=torch.float64)
                 for number in range(passes):
                     use(number)
-                    p = outputs(itself.run, batch, start, keep, self._least_classes)[1].double().softmax(1)
+                    logits = outputs(itself.run, batch, self._number(start), keep, self._least_classes)[1]
+                    p = logits.double().softmax(1)
                     mean = mean + p / passes
                     entropy = entropy + torch.special.entr(p).sum(1) / passes
                 means.append(mean)
@@ -246,6 +261,10 @@ class ForwardPass:
         self, name: str, recipe: Recipe | None, features: bool = False, rows: Tensor | None = None
     ) -> list[tuple[Tensor, Tensor]]:
         """(features, logits) of the plain or mixed pool, or of some rows, in parts; no features are logits instead."""
+        rows = self.rows if rows is None else rows
+        if rows is not None and len(rows) == 0:  # the shapes of what there is nothing of
+            one = None if recipe is None else Recipe(rows.new_zeros(1, 0), None, torch.ones(1))
+            return [(first[:0], second[:0]) for first, second in self._run(name, one, features, rows.new_zeros(1))]
         device, autocast, m = model_device(self.model), self._autocast(), len(self.inputs if rows is None else rows)
         engine = self.prepared()
         if features and engine.head is None:
@@ -272,7 +291,10 @@ class ForwardPass:
                         of_mix = 1 if engine.threads else self.num_threads
                         batch = self._batch(recipe, start, count, of_mix, engine.channels_last, rows)
                         keep = min(count, end - start)
-                        parts.append(outputs(engine.run, batch, start, keep, self._least_classes, features))
+                        number = start if rows is None else int(rows[start])
+                        parts.append(outputs(engine.run, batch, number, keep, self._least_classes, features))
+                        if self.memory is not None:
+                            release(self.pool, recipe and recipe.indices)
                     except (RuntimeError, MemoryError) as error:
                         if count == 1 or not out_of_memory(error):
                             raise
@@ -294,6 +316,10 @@ class ForwardPass:
                 stacklevel=3,
             )
         return [part for some in parts for part in some]
+
+    def _number(self, place: int) -> int:
+        """The row of the pool that runs at a place."""
+        return place if self.rows is None else int(self.rows[place])
 
     def _bar(self, steps: Iterable[Step], name: str, total: int) -> Iterable[Step]:
         bar: Iterable[Step] = tqdm(steps, name, total, leave=False, disable=None if self.progress else True)

@@ -1,6 +1,7 @@
 """What a pool may be: an array, several arrays that belong together, or a torch Dataset."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,9 +13,11 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from dm2_fast.model.dataset_pool import MEMORY, DatasetPool
 from dm2_fast.model.together import Together
 from dm2_fast.operations.arguments import shown
-from dm2_fast.operations.arrays import ArrayLike
+from dm2_fast.operations.arrays import ArrayLike, lengthened
 
 Pool: TypeAlias = ArrayLike | Together | DatasetPool
+
+_OF_FILES = "pass a Dataset that reads the files, such as torchvision.datasets.ImageFolder(folder, transform)"
 
 
 def open_pool(
@@ -37,8 +40,11 @@ def open_pool(
         raise TypeError(f"{name} is a DataLoader: pass its data set, loader.dataset; batches are made here")
     if isinstance(pool, IterableDataset):
         raise TypeError(f"{name} is an IterableDataset, which gives no sample by its row: pass a map-style Dataset")
+    if isinstance(pool, Dataset) and not hasattr(pool, "__len__"):
+        raise TypeError(f"{name} has no length: give its class, {type(pool).__name__}, a method __len__")
     if isinstance(pool, Dataset):
         return DatasetPool(pool, entries, num_workers, memory, progress, name)
+    pool = lengthened(pool)
     by_row = hasattr(pool, "__getitem__") and hasattr(pool, "__len__") and not isinstance(pool, (str, bytes))
     arrays = isinstance(pool, (Tensor, np.ndarray, Mapping, tuple, list))
     if entries is not None and by_row and not arrays:  # also data sets of other libraries, which may have a shape
@@ -48,6 +54,8 @@ def open_pool(
     if isinstance(pool, (Mapping, tuple)):
         return Together(pool, name)
     if isinstance(pool, list):
+        if pool and isinstance(pool[0], (str, Path)):
+            raise TypeError(f"{name} is a list of names: {_OF_FILES}")
         raise TypeError(f"{name} is a list: make one array of it with torch.stack(...) or numpy.stack(...)")
     if hasattr(pool, "to_numpy"):  # tables of pandas and polars
         values: NDArray[Any] = pool.to_numpy()
@@ -57,6 +65,8 @@ def open_pool(
         return array
     if by_row:
         return DatasetPool(pool, entries, num_workers, memory, progress, name)
+    if isinstance(pool, (str, Path)):
+        raise TypeError(f"{name} is a name: {_OF_FILES}")
     raise TypeError(
         f"{name} is {shown(pool)}: pass a tensor, an array, or a map-style torch Dataset, which has a length "
         "and gives a sample for each row number"

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from dm2_fast.operations.arrays import ArrayLike, gather
+from dm2_fast.operations.arrays import ArrayLike, gather, lengthened
 
 Batch: TypeAlias = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 
@@ -24,7 +24,8 @@ class Together:
     """
 
     def __init__(self, parts: Mapping[str, Any] | Sequence[Any], name: str = "pool") -> None:
-        named = dict(parts) if isinstance(parts, Mapping) else dict(enumerate(parts))
+        given = dict(parts) if isinstance(parts, Mapping) else dict(enumerate(parts))
+        named = {key: lengthened(part) for key, part in given.items()}
         if not named:
             raise ValueError(f"{name} is empty: give at least one array of inputs")
         for key, part in named.items():

@@ -23,7 +23,7 @@ def shown(value: object, most: int = 60) -> str:
         text = repr(value.item() if isinstance(value, np.generic) else value)
         return text if len(text) <= most else f"{text[: most - 3]}..."
     name = type(value).__name__
-    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+    return f"{'an' if name[:1].lower() in 'aeiou' or name == 'ndarray' else 'a'} {name}"
 
 
 def whole(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:

@@ -34,7 +34,7 @@ def as_tensor(x: Any, name: str) -> Tensor:
     if not isinstance(x, np.ndarray):
         raise TypeError(f"{name} must be a tensor or an array, got {shown(x)}")
     x = np.asarray(x)
-    if x.dtype.byteorder not in "=|" and x.dtype.byteorder != np.dtype(x.dtype.newbyteorder("=")).byteorder:
+    if not x.dtype.isnative:
         raise TypeError(f"{name} must have native byte order, got dtype {x.dtype.str}")
     if any(stride < 0 for stride in x.strides):
         x = x.copy()
@@ -63,6 +63,27 @@ class _Unlocked:
     def __init__(self, x: np.ndarray) -> None:
         self.alive = x
         self.__array_interface__ = x.__array_interface__ | {"data": (x.ctypes.data, False)}
+
+
+class _Lengthened:
+    """An array with a shape and no length, with one."""
+
+    def __init__(self, inputs: Any) -> None:
+        self.inputs, self.shape, self.dtype = inputs, tuple(inputs.shape), getattr(inputs, "dtype", None)
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def __getitem__(self, rows: Any) -> Any:
+        return self.inputs[rows]
+
+
+def lengthened(inputs: Any) -> Any:
+    """inputs, with a length if they only have a shape, as the arrays of zarr 3."""
+    lacking = (
+        not hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__") and len(getattr(inputs, "shape", ())) > 0
+    )
+    return _Lengthened(inputs) if lacking else inputs
 
 
 def check_pool(inputs: Any, name: str) -> None:
@@ -141,7 +162,11 @@ def as_matrix(x: Any, name: str) -> Tensor:
             try:
                 x = np.asarray([row.tolist() if isinstance(row, Tensor) else row for row in x])
             except ValueError as error:
-                raise ValueError(f"{name} must have as many numbers in each row ({error})") from error
+                raise ValueError(f"{name} must have as many numbers in each row") from error
+        elif hasattr(x, "toarray"):  # sparse matrices of scipy
+            raise TypeError(f"{name} is {shown(x)}: make it dense with .toarray()")
+        elif hasattr(x, "shape") and hasattr(x, "__getitem__"):
+            raise TypeError(f"{name} is {shown(x)}: read it into memory with [:]")
         if isinstance(x, np.ndarray) and x.dtype.kind in "OUS":
             raise TypeError(f"{name} must hold numbers only, got {x.dtype}: leave out columns of text, or encode them")
     x = as_tensor(x, name)

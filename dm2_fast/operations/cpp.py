@@ -50,6 +50,16 @@ def prepared(dtype: torch.dtype) -> tuple[Any, Any]:
     return (_C.IndexDouble, _C.GraphDouble) if dtype == torch.float64 else (_C.IndexFloat, _C.GraphFloat)
 
 
+def shard(dtype: torch.dtype) -> Any:
+    """The class of csrc/bind_shard.hpp for a dtype of distances."""
+    return _C.ShardDouble if dtype == torch.float64 else _C.ShardFloat
+
+
+def frame(sample: NDArray[Any], distances: NDArray[Any], w1: float, w2: float, *, num_threads: int) -> Any:
+    """How all shards are encoded, for rows like a sample, of which the first have these k-th best distances."""
+    return _C.frame(sample, distances, w1, w2, num_threads=num_threads)
+
+
 def pairwise(
     queries: Tensor,
     query_scale: Tensor,

@@ -52,8 +52,8 @@ class UnitRows:
     than a float32 holds, scale is (m, 2): first a power of two, which is exact, then 1 / norm of what that gives.
     """
 
-    def __init__(self, x: Tensor, name: str, progress: bool = False, unit: bool = True) -> None:
-        self.data = x
+    def __init__(self, x: Tensor, name: str, progress: bool = False, unit: bool = True, first: int = 0) -> None:
+        self.data, self.first = x, first
         self.block = max(1, _BLOCK_BYTES // (8 * x.shape[1]))
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         self.scale = torch.empty(len(x), dtype=dtype, device=x.device)
@@ -70,7 +70,7 @@ class UnitRows:
             norm = _norms(rows)
             if not bool(((norm > 2.0**-100) & (norm < 2.0**100)).all()):
                 largest = rows.double().abs().amax(1)
-                bad += (i + torch.nonzero(~largest.isfinite())[:, 0]).tolist()
+                bad += (first + i + torch.nonzero(~largest.isfinite())[:, 0]).tolist()
                 wild = (largest > 0) & ((largest > 2.0**100) | (largest < 2.0**-100))
                 if wild.any():
                     power = torch.ones_like(self.scale) if power is None else power
@@ -88,7 +88,7 @@ class UnitRows:
         step = max(1, _NORM_ELEMENTS // self.data.shape[1])
         for i in range(0, len(self.data), step):
             largest = self.data[i : i + step].abs().amax(1)
-            bad = (i + torch.nonzero(~largest.isfinite())[:, 0]).tolist()
+            bad = (self.first + i + torch.nonzero(~largest.isfinite())[:, 0]).tolist()
             if bad:
                 raise ValueError(f"{name} must be finite, got NaN or infinity in {name_rows(bad)}")
             if bool((largest.double() > most).any()):
@@ -175,8 +175,10 @@ def _open(
     if other is None:
         rows = UnitRows(x, "x", progress, unit)
         return rows, rows
-    integers = not _is_floating_point(other)
+    plain, integers = isinstance(other, (list, tuple)), not _is_floating_point(other)
     other = matrix(other, other_name)
+    if plain and same_kind:  # a list has no dtype of its own
+        other = other.to(x.dtype)
     if integers or not same_kind:  # integers that became floating point, whichever holds them
         wider = torch.promote_types(x.dtype, other.dtype)
         x, other = x.to(wider), other.to(wider)
@@ -193,6 +195,7 @@ def knn(
     recall: float | None = None,
     unit_rows: bool = True,
     per_dimension: bool = True,
+    memory: int | str | None = None,
     backend: str = "auto",
     num_threads: int | None = None,
     progress: bool = False,
@@ -215,6 +218,9 @@ def knn(
         unit_rows: False compares the rows as they are, within 2**60 of 0 (2**500 for float64). The search is as exact;
             it is fast where the columns have one scale, and where one dominates, it may take ten times as long.
         per_dimension: False returns distances d times as large: L1 and L2 themselves, without the division by d.
+        memory: Bytes, or a text such as "4GB", that the exact search on a CPU may take beside what is in memory
+            already, and 300 MB; what needs more goes to temporary files, the result too. None for no limit. With
+            progress=True the plan and the time that it takes are printed.
         backend: "auto", "triton", "cpp" or "torch"; see `dm2_fast.operations.backends`.
         num_threads: Threads of the C++ backend; None for `torch.get_num_threads()`.
         progress: Show a progress bar on a terminal.
@@ -224,7 +230,8 @@ def knn(
         indices: (m, k) int64, never the row's own index; equal distances keep the lower index first.
 
     Raises:
-        ValueError: x is not 2-D or not finite, queries do not match x, or k or recall is out of range.
+        ValueError: x is not 2-D or not finite, queries do not match x, or k or recall is out of range; or memory is too
+            little, and the message names the least that suffices.
         TypeError: the dtype is not listed above.
         RuntimeError: a forced backend cannot run on x, or a recall is asked for where C++ cannot run.
     """
@@ -235,8 +242,20 @@ def knn(
             raise ValueError("recall= is for the neighbours of all rows: leave out queries, or recall")
         if not (unit_rows and per_dimension):
             raise ValueError("recall= is for unit rows and distances per dimension: leave out recall, or the other two")
+        if memory is not None:
+            raise ValueError("memory= is for exact neighbours: leave out recall, or memory")
         options: dict[str, Any] = {"backend": backend, "num_threads": num_threads, "progress": progress}
         return Neighbours(x, metric, recall, **options).graph(k)
+    if memory is not None:
+        from dm2_fast.operations.in_parts import within
+
+        if queries is not None:
+            raise ValueError("memory= is for the neighbours of all rows: leave out queries, or memory")
+        x = matrix(x, "x")
+        by = weights(metric, x.shape[1], per_dimension)
+        found = within(x, k, *by, memory, unit_rows, backend, num_threads, progress)
+        if found is not None:
+            return found
     rows, asked = _open(x, queries, "queries", progress, unit_rows)
     most = len(rows) if queries is not None else len(rows) - 1
     k = check_k(k, most, len(rows))

@@ -20,6 +20,7 @@ from dm2_fast.operations.arrays import (
     as_tensor,
     check_pool,
     gather,
+    lengthened,
     name_rows,
 )
 
@@ -41,6 +42,10 @@ class Recipe:
     indices: Tensor
     weights: Tensor | None
     lam: Tensor
+
+    def of(self, rows: Tensor) -> "Recipe":
+        """What is mixed into some of the rows, (r,)."""
+        return Recipe(self.indices[rows], None if self.weights is None else self.weights[rows], self.lam[rows])
 
 
 def recipe(
@@ -135,6 +140,7 @@ def mix(
         TypeError: inputs are neither uint8 nor floating point, or indices are not int64.
         RuntimeError: a forced backend cannot run on inputs.
     """
+    inputs = lengthened(inputs)
     check_pool(inputs, "inputs")
     if not isinstance(memory_format, torch.memory_format) or memory_format not in _FORMATS:
         raise ValueError(

@@ -116,6 +116,8 @@ class Neighbours:
         """
         k = check_k(k, self._left, self._left)
         asked = matrix(queries, "queries")
+        if isinstance(queries, (list, tuple)):  # which have no dtype of their own
+            asked = asked.to(self._rows.data.dtype)
         check_match(asked, self._rows.data, "queries")
         if not self._native:
             return knn(self._remaining(), k, self.metric, queries=asked, **self._options)

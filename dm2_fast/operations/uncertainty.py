@@ -49,7 +49,8 @@ def uncertainty(
     check_over(multilabel)
     logits = as_floats(logits, "logits")
     if logits.ndim != 2 or logits.shape[1] < (2 if multilabel is None else 1):
-        raise ValueError(f"logits must be (n, C) with at least two classes, got shape {tuple(logits.shape)}")
+        one = ": for one sigmoid, pass multilabel='mean'" if logits.ndim == 2 and logits.shape[1] == 1 else ""
+        raise ValueError(f"logits must be (n, C) with at least two classes, got shape {tuple(logits.shape)}{one}")
     bad = torch.nonzero(~logits.amax(1).isfinite())[:, 0].tolist() if len(logits) else []
     if bad:
         raise ValueError(f"logits must be finite or -infinity, got NaN or infinity in {name_rows(bad)}")

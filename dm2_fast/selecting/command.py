@@ -1,8 +1,11 @@
 """`dm2-fast select`: the next samples to label from a pool of one's own on disk, of which only blocks are in memory."""
 
 import csv
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +16,42 @@ from torch import Tensor, nn
 
 from dm2_fast import extras, plugins, strategies
 from dm2_fast.acquire import select_from
+from dm2_fast.distributed import torchrun
+from dm2_fast.distributed.acquire import merge_shards, run_shard, select_in_parts
+from dm2_fast.distributed.group import Group
 from dm2_fast.experiment.folder.files import naming_file, unfinished
-from dm2_fast.experiment.folder.sheet import draw_chosen
+from dm2_fast.experiment.folder.sheet import draw_chosen, short
 from dm2_fast.experiment.machine import reproducible, usable_device
 from dm2_fast.model.passes import ForwardPass
-from dm2_fast.operations.arrays import ArrayLike
+from dm2_fast.operations.arrays import ArrayLike, as_tensor
+from dm2_fast.operations.memory import plan
 from dm2_fast.operations.mix import Normalize
 from dm2_fast.round import Picked, Round
 from dm2_fast.selecting import label_studio
 from dm2_fast.selecting.config import SelectConfig as SelectConfig
+from dm2_fast.selecting.config import shard_of
 from dm2_fast.selecting.images import read_images
 from dm2_fast.selecting.names import read_ids
-from dm2_fast.selecting.samples import PoolRows, contiguous, load_weights, open_array, read_head, read_labelled
+from dm2_fast.selecting.parts import parts_folder, write_config
+from dm2_fast.selecting.samples import (
+    PoolRows,
+    contiguous,
+    load_weights,
+    open_array,
+    read_head,
+    read_labelled,
+    searched,
+)
 from dm2_fast.selecting.trained_run import model_of_run
+from dm2_fast.strategies.dm2 import DM2Config
 from dm2_fast.words import count
 
 _BATCH_BYTES = 2**22  # of features: what a linear head does with fewer costs less than starting it
 
 
-def select_from_files(config: SelectConfig, *, echo: Callable[[str], None] | None = None) -> Path:
+def select_from_files(
+    config: SelectConfig, *, echo: Callable[[str], None] | None = None, merge: tuple[Path, int] | None = None
+) -> Path:
     """Choose the next samples to label and write selected.csv, scores.npy, config.yaml and, for images, selected.png.
 
     The folder appears when all of it is written, and not at all if anything goes wrong before.
@@ -39,11 +59,12 @@ def select_from_files(config: SelectConfig, *, echo: Callable[[str], None] | Non
     Args:
         config: The files, and how to choose.
         echo: Called with each line of the report as it is known; `print`, say.
+        merge: The folder in which `config.shard` made shards, and how many, to put the selection together.
 
     Returns:
-        The folder. selected.csv has the columns order, row, score and neighbours, the rows that a row was mixed with,
-        nearest first. scores.npy has the score of every row of the pool, NaN for the labelled ones; neither it nor the
-        scores are there for a strategy that does not score rows.
+        The folder; with `config.shard`, that of the shards. selected.csv has the columns order, row, score and
+        neighbours, the rows that a row was mixed with, nearest first. scores.npy has the score of every row of the
+        pool, NaN for the labelled ones; neither it nor the scores are there for a strategy that does not score rows.
 
     Raises:
         ValueError, OSError: a file is missing, damaged or does not fit the others, or there are not enough rows.
@@ -51,46 +72,119 @@ def select_from_files(config: SelectConfig, *, echo: Callable[[str], None] | Non
         MissingExtra: matplotlib or pyyaml is not installed.
     """
     extras.check("run", "a selection from files", "yaml", "matplotlib")
+    if not torchrun.started():
+        return _select(config, None, echo, merge)
+    if config.shard is not None or merge is not None:
+        raise ValueError("a shard, and merging, is for one process: start it without torchrun")
+    with torchrun.processes() as group:
+        return _select(config, group, echo if group.rank == 0 else None, None)
+
+
+def _select(
+    config: SelectConfig, group: Group | None, echo: Callable[[str], None] | None, merge: tuple[Path, int] | None
+) -> Path:
+    """`select_from_files` in this process, which is alone or one of a group, of which rank 0 writes."""
     config = replace(config, options=strategies.get(config.strategy).checked(config.options))
     output = config.output or _default_output(config)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output} is there already: name another --output")
-    ids, array, damaged = _samples(config)
-    labelled, labels = read_labelled(config.labelled, len(array), ids, config.classes)
-    unlabelled = np.flatnonzero(np.bincount(labelled, minlength=len(array)) == 0)
-    if config.budget > len(unlabelled):
-        raise ValueError(f"budget {config.budget} is more than the {count(len(unlabelled), 'row')} without a label")
 
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        reproducible(config.threads),
-        naming_file(output),
-        unfinished(output) as scratch,
-    ):
-        device = usable_device(config.device)
-        asked = _ask(config, array, unlabelled, labelled, labels, scratch, device)
+    def read() -> tuple[list[str] | None, NDArray[Any], list[str], NDArray[np.int64], Tensor | None]:
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise FileExistsError(f"{output} is there already: name another --output")
+        if group is not None and config.pool is not None and config.pool.is_dir():
+            raise ValueError(
+                f"{config.pool} is a folder, which one process reads: give a .npy file, or use one process"
+            )
+        ids, array, damaged = _samples(config)
+        labelled, labels = read_labelled(config.labelled, len(array), ids, config.classes)
+        if config.budget > len(array) - len(labelled):
+            left = count(len(array) - len(labelled), "row")
+            raise ValueError(f"budget {config.budget} is more than the {left} without a label")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        return ids, array, damaged, labelled, labels
+
+    ids, array, damaged, labelled, labels = read() if group is None else group.agree(read)
+    unlabelled = np.flatnonzero(np.bincount(labelled, minlength=len(array)) == 0)
+    parts = parts_folder(config, output) if merge is None else merge[0]
+    threads = config.threads or (torchrun.threads() if group is not None else None)
+    with reproducible(threads), naming_file(output), _scratch(output, group) as scratch:
+        device = usable_device(torchrun.device(config.device) if group is not None else config.device)
+        asked = _ask(
+            config,
+            array,
+            unlabelled,
+            labelled,
+            labels,
+            scratch,
+            device,
+            in_parts=group is not None or config.shard is not None,
+        )
         if echo:
             echo(
                 f"{config.strategy} on {config.pool or config.features}, {len(array)} rows of {array.shape[1:]} "
                 f"{array.dtype}, {len(labelled)} of them labelled, {device}"
             )
+        if config.memory is not None and config.features is not None and isinstance(config.options, DM2Config):
+            features, k = as_tensor(asked.samples, "features"), min(config.options.k, len(unlabelled) - 1)
+            told = str(plan(features, max(k, 1), config.memory, torch.get_num_threads()))
+            if echo:
+                echo(told)
         with plugins.naming(config.model, f"samples of shape {array.shape[1:]}{_layout_hint(config, array)}"):
-            picked = select_from(asked, config.budget, config.strategy, config.options)
+            how: tuple[int, str, Any] = config.budget, config.strategy, config.options
+            if config.shard is not None:
+                write_config(config, parts)
+                told = run_shard(asked, *how, *shard_of(config.shard), parts)
+                if echo:
+                    echo(f"shard {config.shard}: {told}")
+                return parts
+            if group is not None:
+                picked = select_in_parts(asked, *how, group, parts)
+            elif merge is not None:
+                picked = merge_shards(asked, *how, merge[1], parts)
+            else:
+                picked = select_from(asked, *how)
+        if group is not None and group.rank > 0:
+            group.agree(lambda: None)  # the folder is there
+            return output
         folder = scratch / "selection"
         folder.mkdir()
         _write(folder, config, array, unlabelled, picked, ids)
         if damaged:
             (folder / "damaged.txt").write_text("".join(f"{name}\n" for name in damaged))
         folder.replace(output)
+        if group is not None or merge is not None:
+            shutil.rmtree(parts.parent, ignore_errors=True)
+        if group is not None:
+            group.agree(lambda: None)
     if echo:
         if damaged:
-            echo(f"{len(damaged)} damaged images were left out, see damaged.txt")
+            echo(f"left out: {count(len(damaged), 'damaged image')}, see damaged.txt")
         if picked.prepared is not None and picked.prepared.startswith("off: "):
             echo(f"the model runs as it is, since it cannot be prepared, which costs speed: {picked.prepared[5:]}")
         if picked.audit is not None:
             echo(f"{picked.audit.path} neighbours: {picked.audit.why}")
         echo(", ".join(f"{stage} {value:.1f} s" for stage, value in picked.seconds.items()))
     return output
+
+
+@contextmanager
+def _scratch(output: Path, group: Group | None) -> Iterator[Path]:
+    """A new folder beside output, gone when the block ends; that of rank 0 is for all."""
+    if group is None or group.rank == 0:
+        with unfinished(output) as scratch:
+            if group is not None:
+                group.gather_objects(scratch)
+            yield from _temporary(scratch)
+    else:
+        yield from _temporary(group.gather_objects(Path())[0])
+
+
+def _temporary(folder: Path) -> Iterator[Path]:
+    """Yield the folder, in which temporary files are made meanwhile."""
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield folder
+    finally:
+        tempfile.tempdir = before
 
 
 def _default_output(config: SelectConfig) -> Path:
@@ -104,7 +198,11 @@ def _samples(config: SelectConfig) -> tuple[list[str] | None, NDArray[Any], list
     if config.pool is not None and config.pool.is_dir():
         if config.ids is not None:
             raise ValueError("leave out --ids: the images of a folder are called by their file names")
+        if config.layout != "nchw":
+            raise ValueError("leave out --layout: it belongs to a .npy file, and images of a folder need none")
         return read_images(config.pool, config.size, config.skip_damaged, config.workers)
+    if config.skip_damaged:
+        raise ValueError("leave out --skip-damaged: it belongs to a folder of images")
     array = _array(config)
     return None if config.ids is None else read_ids(config.ids, len(array)), array, []
 
@@ -137,8 +235,9 @@ def _ask(
     labels: Tensor | None,
     scratch: Path,
     device: torch.device,
+    in_parts: bool,
 ) -> Round:
-    """The round that the files make."""
+    """The round that the files make; in parts, no process copies all of the features."""
     keys: dict[str, Any] = {"seed": config.seed, "round": config.round, "row_ids": unlabelled, "ties": config.ties}
     others = PoolRows("pool", array, labelled)
     if config.logits is not None or config.probabilities is not None:
@@ -149,12 +248,17 @@ def _ask(
         x = contiguous(array, unlabelled, scratch)
         near = others[np.arange(len(labelled))] if len(labelled) else None
         given: dict[str, Any] = {name: outputs[unlabelled], "labelled_features": near, "labels": labels}
-        return Round.from_arrays(x, **given, **keys, multilabel=config.multilabel, progress=True)
+        kind: dict[str, Any] = {"multilabel": config.multilabel, "these_are_logits": config.these_are_logits}
+        return Round.from_arrays(x, **given, **keys, **kind, progress=True)
     pool: ArrayLike
     if config.features is not None:
-        pool = contiguous(array, unlabelled, scratch)
+        pool = (
+            PoolRows("features", array, unlabelled, searched(array))
+            if in_parts
+            else contiguous(array, unlabelled, scratch)
+        )
         model: nn.Module = read_head(Path(str(config.head)), array)
-        normalize, head, batch_size = None, None, max(1, _BATCH_BYTES // pool[0].nbytes)
+        normalize, head, batch_size = None, None, max(1, _BATCH_BYTES // (searched(array).itemsize * array.shape[1]))
     else:
         pool, head, batch_size = PoolRows("pool", array, unlabelled), config.head, 256
         if config.run is not None:
@@ -165,7 +269,9 @@ def _ask(
                 None if config.normalize is None else _statistics(config.normalize),
             )
     size = config.batch_size or batch_size
-    forward = ForwardPass(model.to(device), pool, normalize, head, size, progress=True, multilabel=config.multilabel)
+    options: dict[str, Any] = {"progress": True, "multilabel": config.multilabel, "memory": config.memory}
+    options["these_are_logits"] = config.these_are_logits
+    forward = ForwardPass(model.to(device), pool, normalize, head, size, **options)
     return Round(forward, labelled=others, labels=labels, **keys)
 
 
@@ -224,26 +330,17 @@ def _write(
         np.save(folder / "scores.npy", everywhere)
     if config.export is not None:
         called = [str(row) if ids is None else ids[row] for row in rows.tolist()]
-        given = None if scores is None else [float(scores[row]) for row in chosen.tolist()]
-        images = config.pool is not None and config.pool.is_dir()
-        label_studio.write_tasks(folder, rows.tolist(), called, given, f"dm2_fast {config.strategy}", images)
-    values = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
-    options, group = values.pop("options"), strategies.group(strategies.get(config.strategy))
-    values |= {"output": None} | ({} if group is None else {group: options})
-    import yaml
-
-    (folder / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+        of_chosen = None if scores is None else scores[chosen]
+        images = config.pool if config.pool is not None and config.pool.is_dir() else None
+        source = f"dm2_fast {config.strategy}"
+        label_studio.write_tasks(folder, rows.tolist(), called, of_chosen, scores, source, images)
+    write_config(config, folder)
     if config.pool is not None:
 
         def names(places: Tensor) -> list[str]:
             numbers = unlabelled[places.numpy()].tolist()
-            return [f"row {row}" if ids is None else _short(ids[row]) for row in numbers]
+            return [f"row {row}" if ids is None else short(ids[row]) for row in numbers]
 
         draw_chosen(
             folder / "selected.png", PoolRows("pool", array, unlabelled), picked, names, f"round {config.round}"
         )
-
-
-def _short(name: str, most: int = 14) -> str:
-    """A name as it fits above a picture: the end of a file name says more than its folders."""
-    return name if len(name) <= most else "…" + name[1 - most :]

@@ -1,11 +1,13 @@
 """What `dm2-fast select` is asked for."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from dm2_fast import plugins, strategies
 from dm2_fast.operations.arguments import whole
+from dm2_fast.operations.memory import as_bytes
 from dm2_fast.operations.multilabel import check_over
 
 
@@ -42,6 +44,7 @@ class SelectConfig:
         ties: Which of equal scores is chosen: that of the lower row, or at random, by a draw of each row.
         multilabel: The mean or the max over the labels, for a model whose outputs are labels of their own, with
             sigmoids.
+        these_are_logits: Outputs that look like probabilities are logits nevertheless.
         export: label-studio also writes the chosen rows as tasks that Label Studio imports.
         budget: How many samples to choose.
         seed: Key of everything random.
@@ -49,8 +52,12 @@ class SelectConfig:
         batch_size: Samples per forward pass; null for 256, or 4 MB of features.
         device: auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.
         threads: CPU threads; null leaves them as they are.
+        memory: What exact neighbours may take beside what is in memory already, as in 4GB; what needs more goes to
+            files beside the output, which are gone at the end. The plan is printed first. null for no limit.
         output: Folder to write, which must be new; null for one below selections/ that is named after pool, strategy,
             seed and round.
+        shard: i/N does part i of N of the work, without a network, into a folder beside the output; give the command
+            once for each i, on machines that share the files, and then dm2-fast merge with that folder.
         options: Options of the strategy, a dataclass of its own; None for its defaults.
     """
 
@@ -73,6 +80,7 @@ class SelectConfig:
     strategy: str = "dm2"
     ties: Literal["lower", "random"] = "lower"
     multilabel: Literal["mean", "max"] | None = None
+    these_are_logits: bool = False
     export: Literal["label-studio"] | None = None
     budget: int = 100
     seed: int = 0
@@ -80,7 +88,9 @@ class SelectConfig:
     batch_size: int | None = None
     device: str = "auto"
     threads: int | None = None
+    memory: str | None = None
     output: Path | None = None
+    shard: str | None = None
     options: Any = None
 
     def __post_init__(self) -> None:
@@ -107,7 +117,8 @@ class SelectConfig:
                 if getattr(self, name) is not None:
                     raise ValueError(f"leave out --{name}: the run of --run has its own")
         elif self.model is None or not plugins.is_plugin(self.model):
-            raise ValueError(f"give --model as package.module:function for --pool, got {self.model}")
+            got = "" if self.model is None else f", got {self.model}"
+            raise ValueError(f"give --model for --pool, as package.module:function{got}")
         for name, choices in (("ties", ("lower", "random")), ("export", ("label-studio", None))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {getattr(self, name)!r}")
@@ -117,5 +128,30 @@ class SelectConfig:
         for name in ("batch_size", "threads"):
             if getattr(self, name) is not None:
                 whole(name, getattr(self, name), 1)
+        if self.memory is not None:
+            as_bytes(self.memory)
+        if self.shard is not None:
+            shard_of(self.shard)
         if self.layout not in ("nchw", "nhwc"):
             raise ValueError(f"layout must be one of nchw, nhwc, got {self.layout!r}")
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """Where the shards are.
+
+    Args:
+        shards: The folder that dm2-fast select --shard wrote, which ends in .parts.
+        output: Folder to write, which must be new; null for the one that the shards were meant for.
+    """
+
+    shards: Path
+    output: Path | None = None
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """(which, of how many) from `2/4`, the first being 1."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise ValueError(f"shard must be i/N with i from 1 to N, as in 2/4, got {text!r}")
+    return int(found[1]), int(found[2])

@@ -1,5 +1,6 @@
 """A folder of images of any size, read and decoded once, as an array of images of one size."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from torch.utils.data import Dataset
 
 from dm2_fast.model.dataset_pool import DatasetPool
 from dm2_fast.model.together import Together
+from dm2_fast.words import count
 
-KINDS = (".jpg", ".jpeg", ".png", ".webp", ".gif")
+KINDS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+_OTHER_KINDS = (".heic", ".heif", ".avif", ".jp2", ".dng", ".cr2", ".nef", ".arw")  # photographs that need converting
 
 
 def read_images(
@@ -21,7 +24,8 @@ def read_images(
     """Read all images below a folder, resized and cropped as the evaluation on ImageNet does it.
 
     Specifically, the shorter side becomes `round(size * 256 / 224)` pixels (bilinear with antialiasing), and the middle
-    size x size pixels are kept; colours are RGB, and the orientation that a camera noted is applied.
+    size x size pixels are kept; colours are RGB, of 16 bits the upper 8, and the orientation that a camera noted is
+    applied. Photographs in formats that cannot be read here are left out, with a warning.
 
     Returns:
         The names, relative to the folder and in their order; the images (m, 3, size, size) uint8, in memory or in a
@@ -31,10 +35,19 @@ def read_images(
         FileNotFoundError: there is no image.
         ValueError: a file is damaged, and skip_damaged is False.
     """
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in KINDS and file.is_file())
+    found = sorted(file for file in folder.rglob("*") if file.is_file())
+    files = [file for file in found if file.suffix.lower() in KINDS]
+    others = [file.suffix.lower() for file in found if file.suffix.lower() in _OTHER_KINDS]
     names = [file.relative_to(folder).as_posix() for file in files]
     if not files:
         raise FileNotFoundError(f"no image below {folder}: files must end in {', '.join(KINDS)}")
+    if others:
+        them = "it is" if len(others) == 1 else "they are"
+        warnings.warn(
+            f"{count(len(others), 'file')} below {folder} cannot be read, so {them} left out: convert "
+            f"{', '.join(sorted(set(others)))} to .jpg",
+            stacklevel=2,
+        )
     pool = DatasetPool(_Images(files, size), (0, 1), workers, progress=True, name="pool").read()
     assert isinstance(pool, Together)
     images, whole = (part.numpy() for part in pool.parts.values())
@@ -48,7 +61,10 @@ def read_images(
         )
     if not damaged:
         return names, images, []
-    return [name for name, good in zip(names, whole, strict=True) if good], images[whole], damaged
+    rows = np.flatnonzero(whole)
+    for place, row in enumerate(rows):  # in place, since they may be larger than memory
+        images[place] = images[row]
+    return [names[row] for row in rows], images[: len(rows)], damaged
 
 
 class _Images(Dataset[Any]):
@@ -66,7 +82,10 @@ class _Images(Dataset[Any]):
 
         try:
             with Image.open(self.files[row]) as picture:
-                image = transform.pil_to_tensor(ImageOps.exif_transpose(picture).convert("RGB"))
+                turned = ImageOps.exif_transpose(picture)
+                if turned.mode.startswith("I"):  # converting would clip what is above 255
+                    turned = Image.fromarray((np.asarray(turned).astype(np.uint16) >> 8).astype(np.uint8))
+                image = transform.pil_to_tensor(turned.convert("RGB"))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             return torch.zeros(3, self.size, self.size, dtype=torch.uint8), torch.tensor(False)
         resized = transform.resize(image, [round(self.size * 256 / 224)], antialias=True)

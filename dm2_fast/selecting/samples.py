@@ -32,7 +32,8 @@ def open_array(name: str, file: Path) -> NDArray[Any]:
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy, zipfile and zlib each have their own
-        raise ValueError(f"{name} must be a .npy file of numbers, got {file} ({_reason(error)})") from error
+        why = "" if "pickle" in str(error) else f" ({_reason(error)})"  # numpy takes any other file for one of those
+        raise ValueError(f"{name} must be a .npy file of numbers, as numpy.save writes it, got {file}{why}") from error
     if not isinstance(array, np.ndarray):
         array.close()
         raise ValueError(f"{name} must be a .npy file of one array, got {file}")
@@ -66,11 +67,15 @@ class PoolRows:
         name: What an error calls the array.
         array: (m, ...), a np.memmap, say.
         rows: Which rows, and in which order, (n,) int64.
+        dtype: What they become; None for that of the array.
     """
 
-    def __init__(self, name: str, array: NDArray[Any], rows: NDArray[np.int64]) -> None:
+    def __init__(
+        self, name: str, array: NDArray[Any], rows: NDArray[np.int64], dtype: np.dtype[Any] | None = None
+    ) -> None:
         self.name, self.array, self.rows = name, array, rows
         self.shape = (len(rows), *array.shape[1:])
+        self.dtype = dtype or array.dtype.newbyteorder("=")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -78,7 +83,7 @@ class PoolRows:
     def __getitem__(self, places: Any) -> NDArray[Any]:
         rows = self.rows[places]
         check_whole(self.name, self.array)
-        values = np.ascontiguousarray(self.array[rows], self.array.dtype.newbyteorder("="))
+        values = np.ascontiguousarray(self.array[rows], self.dtype)
         if values.dtype.kind == "f":
             finite = np.isfinite(values).reshape(len(values), -1).all(1)
             if not finite.all():
@@ -93,7 +98,7 @@ def contiguous(array: NDArray[Any], rows: NDArray[np.int64], scratch: Path) -> N
 
     That is the file itself where it can be, else a copy in a file without a name, which no interruption leaves behind.
     """
-    dtype = _searched(array)
+    dtype = searched(array)
     if len(rows) == len(array) and array.dtype == dtype and array.flags.c_contiguous:
         check_whole("features", array)
         return array
@@ -106,7 +111,7 @@ def contiguous(array: NDArray[Any], rows: NDArray[np.int64], scratch: Path) -> N
         return np.memmap(file, dtype, "r", shape=some.shape)
 
 
-def _searched(features: NDArray[Any]) -> np.dtype[Any]:
+def searched(features: NDArray[Any]) -> np.dtype[Any]:
     """The dtype in which features are searched, mixed and scored."""
     return np.dtype(np.float64 if features.dtype.itemsize == 8 else np.float32)
 
@@ -150,7 +155,7 @@ def read_labelled(
             raise ValueError(f"{where} row must be named once, got {row}, which is in {unit} {rows[row]} too")
         rows[row] = at
         if label is not None:
-            labels.append(numbers[label] if label in numbers else _integer(where, "label", label))
+            labels.append(numbers[label] if label in numbers else _label(where, label))
     return np.array(list(rows), np.int64), torch.tensor(labels) if labels else None
 
 
@@ -186,9 +191,10 @@ def _separator(text: str) -> str:
     return ""
 
 
-def _integer(where: str, name: str, text: str) -> int:
+def _label(where: str, text: str) -> int:
     if not (text.isascii() and text.isdigit()):
-        raise ValueError(f"{where} {name} must be an integer from 0 on, got {text!r}{remedy(text)}")
+        why = remedy(text) or (" (names of classes need --classes)" if text.isidentifier() else "")
+        raise ValueError(f"{where} label must be an integer from 0 on, got {text!r}{why}")
     return int(text)
 
 
@@ -206,10 +212,11 @@ def read_head(file: Path, features: NDArray[Any]) -> nn.Linear:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             held = {name: np.asarray(arrays[name]) for name in arrays.files}
     except Exception as error:  # numpy, zipfile and zlib each have their own
-        raise ValueError(f"head must be a .npz file of weight and bias, got {file} ({first_line(error)})") from error
+        why = "" if isinstance(error, (AttributeError, TypeError)) else f" ({first_line(error)})"
+        raise ValueError(f"head must be a .npz file of weight and bias, got {file}{why}") from error
     if set(held) == {"coef_", "intercept_"}:
         try:
-            return linear_head(held["coef_"], held["intercept_"], features.shape[1], _torch(_searched(features)))
+            return linear_head(held["coef_"], held["intercept_"], features.shape[1], _torch(searched(features)))
         except ValueError as error:
             raise ValueError(f"{error} in {file}") from error
     if set(held) != {"weight", "bias"}:
@@ -224,7 +231,7 @@ def read_head(file: Path, features: NDArray[Any]) -> nn.Linear:
         if values.dtype.kind != "f" or not np.isfinite(values).all():
             raise ValueError(f"{name} of the head must be finite floating point, got {values.dtype} in {file}")
     head = nn.Linear(d, len(weight), device="meta")  # without drawing weights
-    state = {name: torch.from_numpy(values.astype(_searched(features))) for name, values in held.items()}
+    state = {name: torch.from_numpy(values.astype(searched(features))) for name, values in held.items()}
     head.load_state_dict(state, assign=True)
     return head
 

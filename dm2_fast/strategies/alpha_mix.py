@@ -65,6 +65,9 @@ def choose(round: Round, budget: int, options: AlphaMixConfig) -> Picked:
     if round.labels is None:
         raise ValueError("this strategy compares classes: pass labels= with those of the labelled samples")
     features, logits, labelled = round.features, round.logits, round.labelled_features
+    most = int(round.labels.max()) if len(round.labels) else 0
+    if most >= logits.shape[1]:
+        raise ValueError(f"labels must be in [0, {logits.shape[1] - 1}], the classes of the model, got {most}")
     with round.stage("choose"):
         centres = anchors(labelled, round.labels, logits.shape[1])
         step = options.cap_step or _CAP_STEPS[options.alpha]

@@ -16,6 +16,7 @@ from torch import Tensor
 from dm2_fast import draws
 from dm2_fast.operations.nearest import lower_to_nearest, nearest_squared
 from dm2_fast.round import Picked, Round
+from dm2_fast.share import Share, Whole
 from dm2_fast.strategy import FEATURES, Strategy
 
 
@@ -30,12 +31,13 @@ def choose(round: Round, budget: int, options: None) -> Picked:
     features, logits = round.features, round.logits
     with round.stage("choose"):
         uniforms = draws.uniform(round.seed, round.round, np.arange(budget), "seeding").tolist()
-        gradients = Gradients(features, logits, **round.forward.compute)
+        gradients = Gradients(features, logits, round.share, **round.forward.compute)
         weights = gradients.squared_norms
-        free = torch.ones(len(round), dtype=torch.bool, device=weights.device)
+        free = torch.ones(round.share.total, dtype=torch.bool, device=weights.device)
         picks: list[int] = []
         for u in uniforms:
-            row = int(weights.argmax()) if not picks and weights.max() > 0 else draw(weights, free, u)
+            every = round.share.gather(weights)
+            row = int(every.argmax()) if not picks and every.max() > 0 else draw(every, free, u)
             weights = gradients.nearer(weights if picks else torch.full_like(weights, torch.inf), row)
             free[row] = False
             picks.append(row)
@@ -51,9 +53,10 @@ def draw(weights: Tensor, free: Tensor, u: float) -> int:
 
 
 class Gradients:
-    """The gradients of a pool, as the factors q (m, C) in float64 and h (m, d)."""
+    """The gradients of a pool, as the factors q (m, C) in float64 and h (m, d), or of its share."""
 
-    def __init__(self, features: Tensor, logits: Tensor, **compute: Any) -> None:
+    def __init__(self, features: Tensor, logits: Tensor, share: Share | None = None, **compute: Any) -> None:
+        self.share = share or Whole(len(features))
         self.h = features if features.dtype == torch.float64 else features.float()
         self.q = logits.double().softmax(1)
         self.q[torch.arange(len(logits), device=logits.device), logits.argmax(1)] -= 1
@@ -61,6 +64,7 @@ class Gradients:
         self.q_squared = nearest_squared(self.q, torch.zeros_like(self.q[:1]), **compute)
         self.h_squared = torch.cat([part.double().square().sum(1) for part in torch.split(self.h, 1024)])
         self.h_norm = self.h_squared.sqrt()
+        self.squares = torch.stack((self.q_squared, self.h_squared, self.h_norm), 1)
 
     @property
     def squared_norms(self) -> Tensor:
@@ -69,21 +73,24 @@ class Gradients:
 
     def nearer(self, squared: Tensor, row: int) -> Tensor:
         """The smaller of squared (m,) and the squared distance of each gradient to that of a row, which gets 0."""
-        u = nearest_squared(self.q, self.q[row : row + 1], **self.compute)
-        slope = (self.q_squared + self.q_squared[row] - u) / 2
-        constant = u * (self.h_squared + self.h_squared[row]) / 2
-        constant += (self.q_squared - self.q_squared[row]) * (self.h_squared - self.h_squared[row]) / 2
+        q, h, squares = (self.share.row(x, row) for x in (self.q, self.h, self.squares))
+        q_squared, h_squared, h_norm = squares[0]
+        u = nearest_squared(self.q, q, **self.compute)
+        slope = (self.q_squared + q_squared - u) / 2
+        constant = u * (self.h_squared + h_squared) / 2
+        constant += (self.q_squared - q_squared) * (self.h_squared - h_squared) / 2
 
         # The distance constant + slope |v|^2 is below squared only where |v|^2 is below a limit, rounded up here. Where
         # it falls with |v|, it is not below squared if it is not for the longest v that there can be.
         room = squared - constant
-        falls = (slope <= 0) & (slope * (self.h_norm + self.h_norm[row]).square() < room)
+        falls = (slope <= 0) & (slope * (self.h_norm + h_norm).square() < room)
         limit = torch.where(slope > 0, room / slope * (1 + 1e-6), torch.where(falls, torch.inf, 0)).to(self.h.dtype)
         v = limit.clone()
-        lower_to_nearest(self.h, self.h[row : row + 1], v, **self.compute)
+        lower_to_nearest(self.h, h, v, **self.compute)
         nearer = torch.where(limit > 0, constant + slope * v.double(), squared).clamp(min=0).minimum(squared)
-        nearer[row] = 0
+        if 0 <= row - self.share.first < len(nearer):
+            nearer[row - self.share.first] = 0
         return nearer
 
 
-STRATEGY = Strategy("badge", choose, passes=(FEATURES,))
+STRATEGY = Strategy("badge", choose, passes=(FEATURES,), in_parts=True)

@@ -42,4 +42,4 @@ def choose(round: Round, budget: int, options: BALDConfig) -> Picked:
     return Picked(indices, scores)
 
 
-STRATEGY = Strategy("bald", choose, BALDConfig, passes=(FEATURES, DROPOUT))
+STRATEGY = Strategy("bald", choose, BALDConfig, passes=(FEATURES, DROPOUT), in_parts=True)

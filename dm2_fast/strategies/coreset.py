@@ -14,8 +14,9 @@ def choose(round: Round, budget: int, options: None) -> Picked:
     features, centres = round.features, round.labelled_features
     compute = round.forward.compute
     with round.stage("choose"):
-        indices = k_center_greedy(features, budget, nearest_squared(features, centres, **compute), **compute)
+        distances = nearest_squared(features, centres, **compute)
+        indices = k_center_greedy(features, budget, distances, share=round.share, **compute)
     return Picked(indices, None)
 
 
-STRATEGY = Strategy("coreset", choose, passes=(FEATURES, LABELLED))
+STRATEGY = Strategy("coreset", choose, passes=(FEATURES, LABELLED), in_parts=True)

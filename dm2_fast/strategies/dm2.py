@@ -9,7 +9,8 @@ from torch import Tensor
 
 from dm2_fast.model.batches import check_mixable
 from dm2_fast.operations.arguments import number, one_of, whole
-from dm2_fast.operations.knn import Metric, knn, weights
+from dm2_fast.operations.knn import Metric, weights
+from dm2_fast.operations.memory import minutes, release
 from dm2_fast.operations.mix import Mix, Recipe, check_mix, recipe
 from dm2_fast.operations.neighbours import Neighbours
 from dm2_fast.operations.uncertainty import Uncertainty
@@ -19,7 +20,6 @@ from dm2_fast.strategy import FEATURES, Pass, Strategy
 from dm2_fast.traps import warn_of_column, warn_of_duplicates
 
 _EXACT = 5  # budgets of rows whose neighbours are searched exactly after an approximate graph
-_MILLION_MINUTES = 2.1  # of one core for a million rows of 128 features: benches/approximate.py
 
 
 @dataclass(frozen=True)
@@ -78,29 +78,40 @@ class DM2Config:
 
 def choose(round: Round, budget: int, options: DM2Config) -> Picked:
     """Choose the budget rows whose mixtures score highest, after skipping options.offset."""
-    m, forward = len(round), round.forward
+    m, forward = round.share.total, round.forward
     check_budget(budget, m, options.offset)
     if options.space == "features":
-        forward = round.behind_head
+        _ = round.behind_head if len(round) else round.head
     else:
         round.check_model()
         check_mixable(round.samples)
+    if options.recall is not None and forward.memory is not None:
+        raise ValueError("memory= limits exact neighbours only: leave out recall, or memory")
     features = round.features
     warn_of_column(features)
     k = min(options.k, m - 1)
     if k < options.k:
         warnings.warn(f"k={options.k} is clamped to {k}: the pool has {m} row{'s' * (m > 1)}", stacklevel=4)
     with round.stage("neighbours"):
-        distances, neighbours, index = torch.empty(m, 0), torch.empty(m, 0, dtype=torch.int64), None
+        n, index = len(round), None
+        distances, neighbours = torch.empty(n, 0), torch.empty(n, 0, dtype=torch.int64)
         if k and options.recall is None:
-            _tell_of_recall(features)
-            distances, neighbours = knn(features, k, options.metric, progress=forward.progress, **forward.compute)
+            _tell_of_recall(features, m)
+            searching = {"progress": forward.progress, **forward.compute}
+            searching |= {} if forward.memory is None else {"memory": forward.memory}
+            distances, neighbours = round.share.once(
+                "neighbours",
+                (k, options.metric),
+                lambda: round.share.nearest(features, k, options.metric, **searching),
+            )
         elif k:
             progress = forward.progress
             index = Neighbours(features, options.metric, options.recall, progress=progress, **forward.compute)
             distances, neighbours = index.graph(k)
 
     warn_of_duplicates(distances)
+    if forward.memory is not None:
+        release(distances)
 
     def mixture_now() -> Recipe:
         return recipe(
@@ -110,11 +121,8 @@ def choose(round: Round, budget: int, options: DM2Config) -> Picked:
 
     with round.stage("mixed"):
         mixture = mixture_now()
-        scores = round.once(
-            "mixed",
-            replace(options, offset=0, batch="highest"),
-            lambda: forward.mixed_uncertainty(mixture, options.score),
-        )
+        key = replace(options, offset=0, batch="highest")
+        scores = round.once("mixed", key, lambda: _mixed(round, mixture, options))
     audit = index.audit if index else None
     if index and audit and audit.path == "approximate":
         with round.stage("exact"):
@@ -122,7 +130,7 @@ def choose(round: Round, budget: int, options: DM2Config) -> Picked:
             highest_rows = highest(scores, min(m, options.offset + _EXACT * looked_at)).sort().values
             distances[highest_rows], neighbours[highest_rows] = index.of(highest_rows, k)
             mixture, scores = mixture_now(), scores.clone()
-            scores[highest_rows] = forward.mixed_uncertainty(mixture, options.score, highest_rows)
+            scores[highest_rows] = _mixed(round, mixture, options, highest_rows)
     with round.stage("choose"):
         if options.batch == "spread":
             indices = apart(round, scores, neighbours, budget, options.offset)
@@ -131,13 +139,25 @@ def choose(round: Round, budget: int, options: DM2Config) -> Picked:
     return Picked(indices, scores, neighbours, distances, mixture, audit)
 
 
-def _tell_of_recall(features: Tensor) -> None:
+def _mixed(round: Round, mixture: Recipe, options: DM2Config, rows: Tensor | None = None) -> Tensor:
+    """The uncertainty (m,) of the mixtures of samples, or of their features (Eqs. 7-10); or that of some rows, (n,)."""
+    mixture = mixture if rows is None else mixture.of(rows)
+    places = torch.arange(len(round)) if rows is None else rows.cpu()
+    if options.space == "input" or round.head is round.forward.model:
+        return round.forward.mixed_uncertainty(mixture, options.score, places + round.share.first)
+    table, indices = round.share.table(round.features, mixture.indices)
+    if len(round) == 0:
+        return round.forward.uncertainty(round.logits, options.score)
+    return round.behind_head.over(table).mixed_uncertainty(replace(mixture, indices=indices), options.score, places)
+
+
+def _tell_of_recall(features: Tensor, m: int) -> None:
     """Warn of an exact search on the CPU that may take more than ten minutes."""
-    m, d = features.shape
-    minutes = _MILLION_MINUTES * (m / 1e6) ** 1.6 * d / 128 / torch.get_num_threads()
-    if features.device.type == "cpu" and minutes > 10:
+    d = features.shape[1]
+    expected = minutes(m, d, torch.get_num_threads())
+    if features.device.type == "cpu" and expected > 10:
         warnings.warn(
-            f"the exact neighbours of {m} rows of {d} features may take {minutes:.0f} minutes: "
+            f"the exact neighbours of {m} rows of {d} features may take {expected:.0f} minutes: "
             "DM2Config(recall=0.95) finds nearly all of them in a fraction of that",
             stacklevel=5,
         )
@@ -145,4 +165,4 @@ def _tell_of_recall(features: Tensor) -> None:
 
 MIXED = Pass("mixed", lambda round, options: choose(round, 1, replace(options, offset=0, batch="highest")))
 
-STRATEGY = Strategy("dm2", choose, DM2Config, passes=(FEATURES, MIXED))
+STRATEGY = Strategy("dm2", choose, DM2Config, passes=(FEATURES, MIXED), in_parts=True)

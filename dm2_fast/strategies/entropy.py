@@ -26,4 +26,4 @@ def choose(round: Round, budget: int, options: EntropyConfig) -> Picked:
     return most_uncertain(round, budget, "entropy", options.batch)
 
 
-STRATEGY = Strategy("entropy", choose, EntropyConfig, passes=(LOGITS,))
+STRATEGY = Strategy("entropy", choose, EntropyConfig, passes=(LOGITS,), in_parts=True)

@@ -49,4 +49,4 @@ def choose(round: Round, budget: int, options: EntropyBayesianConfig) -> Picked:
     return Picked(indices, scores)
 
 
-STRATEGY = Strategy("entropy-bayesian", choose, EntropyBayesianConfig, passes=(FEATURES, DROPOUT))
+STRATEGY = Strategy("entropy-bayesian", choose, EntropyBayesianConfig, passes=(FEATURES, DROPOUT), in_parts=True)

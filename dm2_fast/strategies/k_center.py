@@ -4,10 +4,17 @@ import torch
 from torch import Tensor
 
 from dm2_fast.operations.nearest import lower_to_nearest, wide
+from dm2_fast.share import Share, Whole
 
 
 def k_center_greedy(
-    x: Tensor, budget: int, distances: Tensor, *, backend: str = "auto", num_threads: int | None = None
+    x: Tensor,
+    budget: int,
+    distances: Tensor,
+    *,
+    share: Share | None = None,
+    backend: str = "auto",
+    num_threads: int | None = None,
 ) -> Tensor:
     """Choose budget rows, each the farthest from its nearest centre; every chosen row becomes a centre.
 
@@ -21,6 +28,7 @@ def k_center_greedy(
         budget: How many rows to choose, at most as many as have a distance of 0 or more.
         distances: (m,) float32 (float64 for float64 x), the squared distance of each row to its nearest centre so far;
             a row below 0 is never chosen. Lowered in place; a chosen row is left at -1.
+        share: Which rows of a larger pool these are; the rows that are returned are of that pool.
         backend, num_threads: As in `dm2_fast.knn`.
 
     Returns:
@@ -32,14 +40,16 @@ def k_center_greedy(
     want = (len(x),), wide(x)
     if (tuple(distances.shape), distances.dtype) != want:
         raise ValueError(f"distances must be {want}, got {(tuple(distances.shape), distances.dtype)}")
-    free = int((distances >= 0).sum())
+    share = share or Whole(len(x))
+    free = int(share.gather(distances >= 0).sum())
     if not 0 <= budget <= free:
         raise ValueError(f"budget must be in [0, {free}] for {free} rows that may be chosen, got {budget}")
     x = x.to(distances.dtype).contiguous()
     picks = []
     for _ in range(budget):
-        row = int(distances.argmax())
+        row = share.largest(distances)
         picks.append(row)
-        lower_to_nearest(x, x[row : row + 1], distances, backend=backend, num_threads=num_threads)
-        distances[row] = -1
+        lower_to_nearest(x, share.row(x, row), distances, backend=backend, num_threads=num_threads)
+        if 0 <= row - share.first < len(x):
+            distances[row - share.first] = -1
     return torch.tensor(picks, dtype=torch.int64, device=x.device)

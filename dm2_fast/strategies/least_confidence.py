@@ -26,4 +26,4 @@ def choose(round: Round, budget: int, options: LeastConfidenceConfig) -> Picked:
     return most_uncertain(round, budget, "least-confidence", options.batch)
 
 
-STRATEGY = Strategy("least-confidence", choose, LeastConfidenceConfig, passes=(LOGITS,))
+STRATEGY = Strategy("least-confidence", choose, LeastConfidenceConfig, passes=(LOGITS,), in_parts=True)

@@ -26,4 +26,4 @@ def choose(round: Round, budget: int, options: MarginConfig) -> Picked:
     return most_uncertain(round, budget, "margin", options.batch)
 
 
-STRATEGY = Strategy("margin", choose, MarginConfig, passes=(LOGITS,))
+STRATEGY = Strategy("margin", choose, MarginConfig, passes=(LOGITS,), in_parts=True)

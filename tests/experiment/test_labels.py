@@ -55,7 +55,16 @@ def fill_in(path: Path, answers: dict[int, str] | None = None) -> list[int]:
     return rows
 
 
-def test_a_run_starts_from_the_labels_that_there_are_and_goes_on_by_those_filled_in(file: Path) -> None:
+def test_a_run_starts_from_the_labels_that_there_are_and_goes_on_by_those_filled_in(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[str, set[str]] = {}  # what stands above the pictures
+
+    def draw(path: Path, grid: object, titles: list[list[str]], heading: str) -> None:
+        drawn[path.name] = {title for line in titles for title in line}
+
+    monkeypatch.setattr("dm2_fast.experiment.oracle.draw_images", draw)
+    monkeypatch.setattr("dm2_fast.experiment.folder.sheet.draw_images", draw)
     config = config_of(file)
     waiting = dm2_fast.run(config)
     assert waiting.chosen[0].tolist() == LABELLED  # and no random ones
@@ -64,6 +73,8 @@ def test_a_run_starts_from_the_labels_that_there_are_and_goes_on_by_those_filled
     assert header == "order,row,id,label"
     assert first.split(",")[2] == f"scan {first.split(',')[1]}"
     asked = fill_in(waiting.to_label, {1: "?", 2: " ? "})
+    assert drawn["to_label_1.png"] == {f"{i}: scan {row}" for i, row in enumerate(asked)}
+    assert {f"scan {row}" for row in asked} <= drawn["round_01.png"]
     text = waiting.to_label.read_bytes()
     waiting = dm2_fast.run(config)
     assert (file.parent / "run" / "labels_01.csv").read_bytes() == text  # what was given is kept
@@ -78,6 +89,17 @@ def test_a_run_starts_from_the_labels_that_there_are_and_goes_on_by_those_filled
         table = list(csv.DictReader(lines))
     assert [line["id"] for line in table] == [f"scan {line['row']}" for line in table]
     assert [int(line["label"]) for line in table[:10]] == load("digits").y[LABELLED].tolist()
+
+
+def test_what_was_skipped_leaves_the_pool(file: Path) -> None:
+    config = config_of(file, strategy="random", options=None, budget=25)
+    waiting = dm2_fast.run(config)
+    assert waiting.to_label is not None
+    asked = fill_in(waiting.to_label, {3: "?", 4: "?", 20: "?"})
+    waiting = dm2_fast.run(config)
+    assert waiting.to_label is not None
+    again = fill_in(waiting.to_label)
+    assert sorted([*LABELLED, *asked, *again]) == list(range(M))
 
 
 def test_twins_of_skipped_rows_are_left_out(file: Path) -> None:

@@ -198,6 +198,7 @@ def test_a_head_that_the_logits_do_not_come_from_is_refused() -> None:
         (3, "model is 3, which cannot be called: pass an nn.Module, or a function from a batch to logits"),
         (nn.Linear, r"model is the class Linear: pass a model that is made of it, Linear\(...\)"),
         (type("Forest", (), {"predict_proba": None})(), "pass lambda batch: dm2_fast.logits_of"),
+        (lambda batch: batch.long(), "model must return floating point logits, got torch.int64: return scores, not cl"),
         (lambda batch: "no", "model must return an array of (n, C) logits, or (logits, features), got 'no'"),
     ],
 )
@@ -214,6 +215,8 @@ def test_a_model_that_ends_in_a_softmax_is_recognised_unless_the_caller_knows_be
     ):
         select(model, X, 5, "entropy")
     select(model, X, 5, "entropy", these_are_logits=True)
+    with pytest.raises(ValueError, match=r"got probabilities \(non-negative, with sum 1\): leave the softmax out, or"):
+        select(model, X, 5)
     with torch.no_grad():
         p = model(X)
     picked = select(lambda batch: dm2_fast.logits_of(model(batch)), X, 5, "entropy")

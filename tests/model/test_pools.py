@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torchvision import tv_tensors
 
 import dm2_fast
 from dm2_fast import DM2Config, select
@@ -55,7 +57,7 @@ def same(a: dm2_fast.Picked, b: dm2_fast.Picked) -> None:
 @pytest.mark.parametrize("memory", [2**31, 0])
 def test_a_data_set_gives_what_its_array_gives_and_each_sample_is_read_once(kind: str, memory: int) -> None:
     samples = Counted(IMAGES, kind)
-    picked = select(net(), samples, 9, options=DM2Config(k=5), memory=memory)
+    picked = select(net(), DatasetPool(samples, memory=memory), 9, options=DM2Config(k=5))
     same(picked, select(net(), IMAGES, 9, options=DM2Config(k=5)))
     assert samples.reads == Counter(range(M))
     assert next(iter(picked.seconds)) == "read"
@@ -79,6 +81,41 @@ def test_workers_read_the_same_in_the_same_order() -> None:
     assert torch.equal(pool.read(), IMAGES)  # type: ignore[arg-type]
 
 
+def test_reading_starts_no_operation_that_waits_for_other_threads() -> None:
+    seen: set[str] = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.add(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        read = DatasetPool(Counted(IMAGES)).read()
+    assert torch.equal(read, IMAGES)  # type: ignore[arg-type]
+    assert not seen & {"aten.stack.default", "aten.cat.default", "aten.copy_.default", "aten.clone.default"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.bfloat16, torch.complex64])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_samples_of_every_dtype_and_stride_come_as_they_are(dtype: torch.dtype, workers: int) -> None:
+    values = (IMAGES > 100) if dtype == torch.bool else IMAGES.to(dtype)
+    turned = values.permute(0, 2, 3, 1)  # not contiguous, like images in channels_last
+    read = DatasetPool(TensorDataset(turned), num_workers=workers).read()
+    assert isinstance(read, Tensor)
+    assert read.dtype == dtype
+    assert torch.equal(read, turned)
+
+
+def test_images_of_torchvision_and_parameters_are_tensors() -> None:
+    for wrap in (tv_tensors.Image, lambda x: torch.nn.Parameter(x.float())):
+        read = DatasetPool(Counted([wrap(image) for image in IMAGES])).read()
+        assert type(read) is Tensor
+        assert not read.requires_grad
+        assert torch.equal(read, IMAGES.to(read.dtype))
+    with pytest.raises(TypeError, match="row 0 of pool holds complex128: pass real numbers"):
+        DatasetPool(Counted(IMAGES.to(torch.complex128))).read()
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.float64])
 def test_a_temporary_file_keeps_every_bit_and_has_no_name(
     dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -99,6 +136,16 @@ def test_samples_are_kept_in_memory_while_they_fit(monkeypatch: pytest.MonkeyPat
         DatasetPool(Counted(IMAGES), memory=IMAGES.nbytes - 1).read()
 
 
+class Ending(Counted):
+    def __getitem__(self, row: int) -> Any:
+        os._exit(1)
+
+
+def test_a_reader_that_ends_is_told_of_in_one_sentence() -> None:
+    with pytest.raises(OSError, match="a process that reads pool ended before it was done, .* read with fewer workers"):
+        DatasetPool(Ending(IMAGES), num_workers=1).read()
+
+
 def test_random_transforms_draw_from_the_caller_s_state_and_leave_it_as_it_was() -> None:
     class Noisy(Counted):
         def __getitem__(self, row: int) -> Tensor:
@@ -106,7 +153,10 @@ def test_random_transforms_draw_from_the_caller_s_state_and_leave_it_as_it_was()
 
     torch.manual_seed(4)
     before = torch.get_rng_state()
+    expected = torch.stack([torch.rand(3) for _ in range(M)])
+    torch.set_rng_state(before)
     first = DatasetPool(Noisy(IMAGES)).read()
+    assert torch.equal(first, expected)  # type: ignore[arg-type]
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(first, DatasetPool(Noisy(IMAGES)).read())  # type: ignore[arg-type]
 
@@ -142,9 +192,9 @@ class Stream(IterableDataset[Any]):
         (
             Counted([object()]),
             TypeError,
-            "row 0 of pool is a builtins.object: give the data set a transform that makes a",
+            "row 0 of pool is an object: give the data set a transform that makes a",
         ),
-        (Counted(["a", "b"]), TypeError, "row 0 of pool is a builtins.str: give the data set the tokens as a tensor"),
+        (Counted(["a", "b"]), TypeError, "row 0 of pool is 'a': give the data set the tokens as a tensor"),
         (Counted([()]), ValueError, "row 0 of pool is empty: its first entry must be a tensor"),
         (Counted([]), ValueError, "pool must hold at least one sample, got an empty Counted"),
     ],
@@ -164,7 +214,10 @@ def test_a_sample_that_is_no_tensor_is_named_by_its_row(
         (Stream(), "pool is an IterableDataset, which gives no sample by its row: pass a map-style Dataset"),
         ([IMAGES[0], IMAGES[1]], "pool is a list: make one array of it with torch.stack(...) or numpy.stack(...)"),
         (iter(IMAGES), "pool is a .*: pass a tensor, an array, or a map-style torch Dataset"),
-        ("images", "pool is 'images': pass a tensor, an array, or a map-style torch Dataset"),
+        ("images", "pool is a name: pass a Dataset that reads the files, such as torchvision.datasets.ImageFolder"),
+        (["a.jpg"], "pool is a list of names: pass a Dataset that reads the files"),
+        (None, "pool is None: pass a tensor, an array, or a map-style torch Dataset"),
+        (type("Endless", (Dataset,), {})(), "pool has no length: give its class, Endless, a method __len__"),
         ({"image": [1, 2]}, "pool\\['image'\\] is a list: a dict as a pool holds the inputs of the model"),
     ],
 )
@@ -173,9 +226,86 @@ def test_what_is_no_pool_gets_an_error_with_the_remedy(pool: Any, message: str) 
         select(net(), pool, 3)
 
 
+class Stored:
+    """An array on disk as h5py gives it: distinct rows in rising order, and nothing else."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values, self.shape, self.dtype = values, values.shape, values.dtype
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        if not isinstance(rows, np.ndarray) or rows.ndim != 1 or (np.diff(rows) <= 0).any():
+            raise TypeError("Indexing elements must be in increasing order")
+        return self.values[rows]
+
+
+class Chunked:
+    """As zarr 3 gives it: no length, and the byte order is said."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values, self.shape, self.dtype = values, values.shape, values.dtype
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        values = self.values[rows]
+        said = values.dtype.newbyteorder("<" if sys.byteorder == "little" else ">")
+        return values.view(said)
+
+
+@pytest.mark.parametrize("kind", [Stored, Chunked])
+@pytest.mark.parametrize("strategy", ["dm2", "random", "entropy", "coreset", "badge", "alpha-mix", "noise-stability"])
+def test_arrays_on_disk_are_pools(kind: Any, strategy: str) -> None:
+    images = IMAGES.float().numpy()
+    labels = torch.arange(10) % 4
+    picked, expected = (
+        select(net(), make(images), 9, strategy, labelled=make(images[:10]), labels=labels, batch_size=16)
+        for make in (kind, np.asarray)
+    )
+    assert torch.equal(picked.indices, expected.indices)
+    if expected.scores is not None:
+        same(picked, expected)
+
+
+@pytest.mark.parametrize("kind", [Stored, Chunked])
+def test_arrays_on_disk_are_mixed_and_may_stand_together(kind: Any) -> None:
+    x, neighbours = IMAGES.numpy(), torch.tensor([[3, 3], [40, 0], [0, 0]])
+    rows = torch.tensor([7, 7, 1])
+    mixed = dm2_fast.mix(kind(x), neighbours, 0.3, rows=rows)
+    assert torch.equal(mixed, dm2_fast.mix(x, neighbours, 0.3, rows=rows))
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.head = nn.Linear(216, 4)
+
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return self.head(torch.cat([a.flatten(1), b.flatten(1)], 1) / 255)
+
+    first, second = x.astype(np.float32), x[::-1].astype(np.float32)
+    options = DM2Config(k=3, space="features")
+    same(
+        select(Both(), (kind(first), kind(second)), 5, options=options),
+        select(Both(), (first, second), 5, options=options),
+    )
+    with pytest.raises(TypeError, match=f"x is a {kind.__name__}: read it into memory with .:."):
+        dm2_fast.knn(kind(first), 3)
+
+
 def test_entries_belong_to_a_data_set() -> None:
     with pytest.raises(TypeError, match="entries= belongs to a Dataset, and pool is a Tensor: leave entries out"):
         select(net(), IMAGES, 3, entries=(0,))
+    for entries in ("image", ()):
+        with pytest.raises(ValueError, match="entries must be a tuple of names, such as .'image',., got"):
+            select(net(), Counted(IMAGES, "dict"), 3, entries=entries)
+    first = [(row, image) for row, image in enumerate(IMAGES)]
+    with pytest.raises(TypeError, match=r"row 0 of pool is 0: .*, or name the inputs, such as entries=\(1,\)"):
+        select(net(), Counted(first), 3)
+    with pytest.raises(ValueError, match="num_workers must be at least 0, got -1"):
+        select(net(), Counted(IMAGES), 3, num_workers=-1)
+    with pytest.raises(TypeError, match="memory must be a whole number, got '2GB'"):
+        select(net(), Counted(IMAGES), 3, memory="2GB")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="row 0 of pool has no entry 'mask': it has 'image', 'label'"):
         select(net(), Counted(IMAGES, "dict"), 3, entries=("image", "mask"))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import dm2_fast
 from dm2_fast import Neighbours
-from dm2_fast.operations import neighbours
+from dm2_fast.operations import cpp, neighbours
 from dm2_fast.operations.audit import Audit, recall_of
 
 M = 6000
@@ -297,3 +297,34 @@ def test_the_bound_holds_over_many_draws(monkeypatch: pytest.MonkeyPatch) -> Non
         assert audit.path == "approximate"
         above += int(audit.bound > recall_of(distances, dm2_fast.knn(x, 10)[0]).mean())
     assert above <= 15
+
+
+def test_rows_are_prepared_once_for_all_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[object] = []
+    prepared = cpp.prepared
+
+    def counting(dtype: torch.dtype) -> Any:
+        kind, graph = prepared(dtype)
+
+        def make(*arguments: Any, **options: Any) -> Any:
+            made.append(kind(*arguments, **options))
+            return made[-1]
+
+        return make, graph
+
+    monkeypatch.setattr(cpp, "prepared", counting)
+    index = Neighbours(torch.rand(30, 4, generator=torch.Generator().manual_seed(0)), backend="cpp")
+    for seed in range(3):
+        index.query(torch.rand(1, 4, generator=torch.Generator().manual_seed(seed)), 2)
+    index.of(torch.tensor([3, 1]), 2)
+    index.without(np.array([5])).query(torch.ones(1, 4), 2)
+    assert len(made) == 1
+
+
+def test_a_list_of_queries_takes_the_dtype_of_the_rows() -> None:
+    x = torch.rand(30, 4, generator=torch.Generator().manual_seed(0))
+    queries = torch.rand(3, 4, generator=torch.Generator().manual_seed(1))
+    expected = dm2_fast.knn(x, 2, queries=queries)
+    for distances, indices in (Neighbours(x).query(queries.tolist(), 2), dm2_fast.knn(x, 2, queries=queries.tolist())):
+        assert torch.equal(distances, expected[0])
+        assert torch.equal(indices, expected[1])

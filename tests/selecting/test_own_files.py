@@ -4,6 +4,7 @@ import re
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from dm2_fast import DM2Config, Round, select_from
 from dm2_fast.cli import main
 from dm2_fast.experiment import RunConfig, TrainingConfig
 from dm2_fast.selecting.images import read_images
+from dm2_fast.selecting.names import RowNames
 
 MODEL = """
 import torch
@@ -90,12 +92,15 @@ def test_a_folder_of_photographs_gives_the_next_file_names_and_a_second_round_go
 
     tasks = json.loads(Path("first/label_studio.json").read_text())
     assert [task["data"]["id"] for task in tasks] == picked.ids
-    assert tasks[0]["data"]["image"].startswith("/data/local-files/?d=")
-    assert " " not in tasks[0]["data"]["image"]
     for task, line in zip(tasks, lines, strict=True):
+        url = urlsplit(task["data"]["image"])
+        assert url.path == "/data/local-files/"
+        assert " " not in url.query
+        assert parse_qs(url.query) == {"d": [f"photos/{line['id']}"]}  # below the folder around the pool's
         assert set(task) == {"data", "predictions"}
         (prediction,) = task["predictions"]
         assert set(prediction) == {"model_version", "score", "result"}
+        assert prediction["result"] == []
         assert prediction["score"] == pytest.approx(float(line["score"]), rel=1e-6)
 
     labelled = [[line["id"], ("cat", "dog")[line["id"].startswith("dogs")]] for line in lines]
@@ -103,6 +108,68 @@ def test_a_folder_of_photographs_gives_the_next_file_names_and_a_second_round_go
         csv.writer(file).writerows([["id", "label"], *labelled])
     main([*PHOTOS, "--output", "second", "--round", "1", "--labelled", "labels.csv", "--classes", "cat,dog,bird"])
     assert not {line["id"] for line in table("second")} & {name for name, _ in labelled}
+
+
+@pytest.mark.parametrize("strategy", ["entropy", "margin", "least-confidence", "coreset"])
+def test_label_studio_gets_scores_in_the_range_that_it_takes(strategy: str) -> None:
+    arrays()
+    Path("labelled.csv").write_text("row,label\n3,1\n")
+    files = ["--head", "head.npz", "--ids", "ids.csv", "--labelled", "labelled.csv", "--strategy", strategy]
+    main([*FEATURES, *files, "--export", "label-studio"])
+    tasks = json.loads(Path("out/label_studio.json").read_text(encoding="utf-8"))
+    assert [task["data"]["id"] for task in tasks] == [line["id"] for line in table("out")]
+    assert not any("image" in task["data"] for task in tasks)
+    if strategy == "coreset":
+        assert all(set(task) == {"data"} for task in tasks)
+        return
+    everywhere = np.load("out/scores.npy")
+    raw = np.array([task["data"]["score"] for task in tasks])
+    np.testing.assert_allclose(raw, [float(line["score"]) for line in table("out")], rtol=1e-8)
+    lowest, highest = (0, 1) if strategy == "least-confidence" else (np.nanmin(everywhere), np.nanmax(everywhere))
+    shown = [task["predictions"][0]["score"] for task in tasks]
+    np.testing.assert_allclose(shown, (raw - lowest) / (highest - lowest), atol=1e-6)
+    assert max(shown) <= 1
+
+
+def test_images_of_sixteen_bits_and_of_every_kind_are_read() -> None:
+    values = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
+    Path("deep").mkdir()
+    for kind in ("png", "tif", "pgm"):
+        Image.fromarray(values).save(f"deep/{kind}.{kind}")
+    for kind in ("bmp", "ppm", "tiff", "GIF"):
+        Image.fromarray((values >> 8).astype(np.uint8)).save(f"deep/{kind}.{kind}")
+    names, images, damaged = read_images(Path("deep"), 7)  # the 8 pixels are not resized, and 7 of them are kept
+    assert not damaged
+    assert names == ["GIF.GIF", "bmp.bmp", "pgm.pgm", "png.png", "ppm.ppm", "tif.tif", "tiff.tiff"]
+    from torchvision.transforms.v2.functional import center_crop
+
+    expected = center_crop(torch.from_numpy(values.astype(np.int32) >> 8), [7, 7])
+    for image in images:
+        assert all(np.array_equal(channel, expected) for channel in image)
+
+
+def test_the_orientation_that_a_camera_noted_is_applied() -> None:
+    Path("turned").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    picture.save("turned/a.png", exif=exif)
+    picture.rotate(270).save("turned/b.png")
+    _, (turned, expected), _ = read_images(Path("turned"), 7)
+    np.testing.assert_array_equal(turned, expected)
+
+
+def test_ids_may_look_like_row_numbers() -> None:
+    names = RowNames(3, ["2", "0", "x"])
+    assert names.row("", "2", "id") == 0
+    assert names.row("", "2", "row") == 2
+    assert names.row("", "0", "") == 1  # a column without a name holds ids where there are some
+
+
+def test_photographs_that_need_converting_are_told_of() -> None:
+    Path("photos/a.HEIC").write_bytes(b"")
+    with pytest.warns(UserWarning, match="1 file below photos cannot be read, so it is left out: convert .heic to .j"):
+        assert len(read_images(Path("photos"), 8)[0]) == 24
 
 
 def test_images_are_resized_and_cropped_as_imagenet_evaluation_does() -> None:
@@ -122,6 +189,12 @@ def test_damaged_images_are_named_and_left_out_where_asked(capsys: pytest.Captur
     main([*PHOTOS, "--output", "out", "--skip-damaged"])
     assert Path("out/damaged.txt").read_text() == "cats/broken.jpg\nempty.png\n"
     assert len(np.load("out/scores.npy")) == 24
+    names, images, _ = read_images(Path("photos"), 16, skip_damaged=True)
+    Path("photos/cats/broken.jpg").unlink()
+    Path("photos/empty.png").unlink()
+    whole_names, whole, _ = read_images(Path("photos"), 16)
+    assert names == whole_names
+    np.testing.assert_array_equal(images, whole)
     Path("nothing").mkdir()
     arguments = ["nothing" if argument == "photos" else argument for argument in PHOTOS]
     assert error_of(arguments, capsys).startswith("no image below nothing: files must end in .jpg, .jpeg, .png")
@@ -217,8 +290,11 @@ def test_a_list_that_is_written_another_way_is_answered_in_one_sentence(
             "give one of --head, --logits and --probabilities, got",
         ),
         (["--logits", "probabilities.npy"], "logits look like probabilities"),
+        (["--logits", "logits.npy", "--labelled", "cats.csv"], "got 'cat' (names of classes need --classes)"),
+        (["--head", "features.npy"], "head must be a .npz file of weight and bias, got features.npy"),
+        (["--head", "head.npz", "--skip-damaged"], "leave out --skip-damaged: it belongs to a folder of images"),
         (["--logits", "few.npy"], "logits must be (m, C) with the 60 rows of features, got (4, 3)"),
-        (["--logits", "logits.npy"], "this strategy needs the head: pass head=(weight, bias) to Round.from_arrays"),
+        (["--logits", "logits.npy"], "this strategy needs the head: pass --head"),
         (["--head", "head.npz", "--ids", "few.csv"], "ids must name each of the 60 rows, got 1 in few.csv"),
         (["--head", "head.npz", "--ids", "head.npz"], "ids must be a .csv or .npy file, got head.npz"),
         (["--head", "head.npz", "--ids", "rows.csv"], "ids must have a column id, got row in rows.csv"),
@@ -232,7 +308,28 @@ def test_files_that_do_not_fit_are_answered_in_one_sentence(
     np.save("few.npy", np.ones((4, 3)))
     Path("few.csv").write_text("id\nsample 0\n")
     Path("rows.csv").write_text("row\n0\n")
+    Path("cats.csv").write_text("row,label\n3,cat\n")
     assert message in error_of([*FEATURES, *arguments], capsys)
+
+
+@pytest.mark.filterwarnings("always:60 rows have the same score")
+def test_messages_name_options_as_a_command_has_them(capsys: pytest.CaptureFixture[str]) -> None:
+    arrays()
+    np.save("even.npy", np.full((60, 3), 1 / 3))
+    outputs = [*FEATURES, "--logits", "even.npy", "--strategy", "entropy"]
+    assert error_of(outputs, capsys) == (
+        "logits look like probabilities, since every row is non-negative with sum 1: pass the values before the "
+        "softmax, or use --probabilities; if they are logits nevertheless, pass --these-are-logits"
+    )
+    main([*outputs, "--these-are-logits"])
+    assert capsys.readouterr().err.endswith("or let a draw decide with --ties random\n")
+    out = [*FEATURES[:-1], "again"]
+    main([*out, "--logits", "even.npy", "--strategy", "entropy", "--these-are-logits", "--ties", "random"])
+    assert not capsys.readouterr().err
+    assert [line["row"] for line in table("again")] != [line["row"] for line in table("out")]
+    said = error_of([*out[:-1], "third", "--head", "head.npz", "--strategy", "coreset"], capsys)
+    assert said == "this strategy compares with labelled samples: pass --labelled with at least one"
+    assert error_of([*PHOTOS, "--layout", "nhwc"], capsys).startswith("leave out --layout: it belongs to a .npy file")
 
 
 def test_a_forgotten_layout_and_the_model_s_own_words_are_in_the_message(capsys: pytest.CaptureFixture[str]) -> None:
@@ -247,8 +344,8 @@ def test_a_forgotten_layout_and_the_model_s_own_words_are_in_the_message(capsys:
 
 
 def test_a_duplicate_file_name_and_an_id_s_end_stand_above_the_pictures() -> None:
-    from dm2_fast.selecting.command import _short
+    from dm2_fast.experiment.folder.sheet import short
 
-    assert _short("cats/1.jpg") == "cats/1.jpg"
-    assert _short("a/very/long/folder/name/1.jpg") == "…er/name/1.jpg"
-    assert len(_short("a" * 99)) == 14
+    assert short("cats/1.jpg") == "cats/1.jpg"
+    assert short("a/very/long/folder/name/1.jpg") == "…er/name/1.jpg"
+    assert len(short("a" * 99)) == 14

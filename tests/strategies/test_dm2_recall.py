@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dm2_fast import DM2Config, select
-from dm2_fast.operations import neighbours
-from dm2_fast.strategies import dm2
+from dm2_fast.operations import memory, neighbours
 
 M, BUDGET = 4000, 60
 
@@ -63,7 +62,7 @@ def test_recall_must_be_a_share() -> None:
 
 
 def test_a_long_search_names_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dm2, "_MILLION_MINUTES", 1e12)
+    monkeypatch.setattr(memory, "_MILLION_MINUTES", 1e12)
     x = torch.from_numpy(np.random.default_rng(1).standard_normal((300, 32), np.float32))
     with pytest.warns(UserWarning, match=r"300 rows of 32 features may take \d+ minutes: DM2Config\(recall=0.95\)"):
         select(head(), x, 20)

@@ -14,7 +14,7 @@ from torch import Tensor
 from dm2_fast.experiment.config import RunConfig, flat, identity, to_dict
 from dm2_fast.experiment.data.sets import Data
 from dm2_fast.experiment.folder.files import differences, read_yaml, remove_partial, replacing
-from dm2_fast.experiment.folder.sheet import draw_chosen
+from dm2_fast.experiment.folder.sheet import draw_chosen, short
 from dm2_fast.experiment.state import RoundResult, State
 from dm2_fast.round import Picked
 
@@ -117,6 +117,8 @@ class RunFolder:
         """Draw the first samples chosen from these rows as round_NN.png, each beside what it was mixed with."""
 
         def names(places: Tensor) -> list[str]:
+            if data.ids is not None:
+                return [short(data.ids[row]) for row in rows[places].tolist()]
             labels = data.y[rows[places]].tolist()
             return [data.classes[label] if label >= 0 else "" for label in labels]  # -1: nobody knows it
 

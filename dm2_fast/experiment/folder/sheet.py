@@ -13,6 +13,11 @@ from dm2_fast.operations.mix import mix
 from dm2_fast.round import Picked
 
 
+def short(name: str, most: int = 14) -> str:
+    """A name as it fits above a picture: the end of a file name says more than its folders."""
+    return name if len(name) <= most else "…" + name[1 - most :]
+
+
 def are_images(pixels: Tensor) -> bool:
     """Whether samples can be drawn: (n, 1 or 3, H, W), uint8 or floating point in [0, 1]."""
     if pixels.ndim != 4 or pixels.shape[1] not in (1, 3):

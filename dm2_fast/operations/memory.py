@@ -1,0 +1,117 @@
+"""How much memory a search of neighbours takes, and how it keeps within less (`dm2_fast.knn(memory=...)`)."""
+
+import ctypes
+import mmap
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dm2_fast.operations.arrays import as_tensor
+
+MOST_PARTS = 64  # of the rows, in files; as many are open at once
+_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_UNEVEN = 1.2  # a part has at most so many times its share of the rows
+_MILLION_MINUTES = 2.1  # of one core for a million rows of 128 features: benches/approximate.py
+
+
+def as_bytes(memory: int | str) -> int:
+    """Bytes from a number of them, or from a text such as 4GB, 500MB or 2GiB.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(memory))
+    if isinstance(memory, bool) or found is None or found[2].lower() not in _UNITS:
+        raise ValueError(f"memory must be a number of bytes, or a text such as 4GB or 500MB, got {memory!r}")
+    return int(float(found[1]) * _UNITS[found[2].lower()])
+
+
+def minutes(m: int, d: int, threads: int) -> float:
+    """About how long the exact neighbours of m rows take on a CPU; time grows as m^1.6."""
+    return float(_MILLION_MINUTES * (m / 1e6) ** 1.6 * d / 128 / threads)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the neighbours of m rows are found within a budget.
+
+    Attributes:
+        memory: The budget in bytes.
+        parts: In how many parts, of which two are in memory at once; 1: all rows are.
+        rows: The most rows of a part.
+        needed: Bytes that this takes.
+        on_disk: Bytes of files.
+        minutes: About how long it takes.
+    """
+
+    memory: int
+    parts: int
+    rows: int
+    needed: int
+    on_disk: int
+    minutes: float
+
+    def __str__(self) -> str:
+        how = "all rows in memory" if self.parts == 1 else f"{self.parts} parts of at most {self.rows} rows in files"
+        disk = "" if self.parts == 1 else f", {self.on_disk / 1e9:.2f} GB of files"
+        return (
+            f"neighbours within {self.memory / 1e9:.2f} GB: {how}, {self.needed / 1e9:.2f} GB of memory{disk}, "
+            f"about {max(self.minutes, 0.1):.1f} minutes"
+        )
+
+
+def plan(x: Tensor, k: int, memory: int | str, threads: int) -> Plan:
+    """Plan the search of the k nearest rows of each row of x, which is not counted where it is in memory already.
+
+    Raises:
+        ValueError: memory is too little; the message names the least that suffices.
+    """
+    m, d = x.shape
+    budget, estimate = as_bytes(memory), minutes(m, d, threads)
+    number = 8 if x.dtype == torch.float64 else 4
+    # Codes of 32 bytes and of up to 1.5 d more, their errors and order, numbers, thresholds; the best k.
+    search, row = 120 + 3 * d // 2 + number * 3, d * x.element_size()
+    lists = k * (number + 8)
+    whole = m * (search + lists + (row if is_mapped(x) else 0))
+    if whole <= budget:
+        return Plan(budget, 1, m, whole, 0, estimate)
+    on_disk = m * (search + row + 2 * lists)
+    for parts in range(2, MOST_PARTS + 1):
+        rows = min(m, int(_UNEVEN * m / parts) + 1)
+        needed = 2 * rows * (search + row + lists)
+        if needed <= budget:
+            return Plan(budget, parts, rows, needed, on_disk, 1.3 * estimate)
+    least = -(-needed // 10**6)
+    raise ValueError(f"memory must be at least {least}MB for the {k} nearest of {m} rows of {d} features, got {memory}")
+
+
+def is_mapped(x: Tensor) -> bool:
+    """Whether x lies in a file that is mapped and shared, so that it takes memory only while it is read."""
+    return _mapping(x) is not None
+
+
+def release(*read: object) -> None:
+    """Give back the memory of what was read of tensors and arrays that lie in mapped files; the files are read again
+    when it is needed. Anything else is left alone."""
+    for x in read:
+        mapping = _mapping(as_tensor(x, "x")) if isinstance(x, (Tensor, np.ndarray)) else None
+        if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+            first, last = mapping
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
+
+
+def _mapping(x: Tensor) -> tuple[int, int] | None:
+    """The addresses of the shared file mapping that x lies in, on Linux; None for memory of any other kind."""
+    maps, at = Path("/proc/self/maps"), x.data_ptr()
+    if x.device.type != "cpu" or not maps.exists():
+        return None
+    for line in maps.read_text().splitlines():
+        addresses, access, _, _, inode, *_ = line.split()
+        first, last = (int(end, 16) for end in addresses.split("-"))
+        if first <= at < last:
+            return (first, last) if access.endswith("s") and inode != "0" else None
+    return None

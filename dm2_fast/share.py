@@ -1,0 +1,74 @@
+"""Which rows of a pool a round has here: all of them, or those of one process of several (`dm2_fast.distributed`)."""
+
+from collections.abc import Callable, Hashable
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor
+
+from dm2_fast.operations.knn import Metric, knn
+
+T = TypeVar("T")
+
+
+class Share(Protocol):
+    """The rows first, first + 1, ... of a pool of `total` rows, and what a strategy may ask about the others.
+
+    Rows are named by their number in the whole pool. Where there are several processes, all of them must ask the same.
+    """
+
+    @property
+    def total(self) -> int: ...
+
+    @property
+    def first(self) -> int: ...
+
+    def gather(self, values: Tensor) -> Tensor:
+        """The values of all rows, (total, ...), from those of the rows here."""
+        ...
+
+    def largest(self, values: Tensor) -> int:
+        """The row with the largest of all values, (n,) of the rows here; the lower of equals."""
+        ...
+
+    def row(self, values: Tensor, number: int) -> Tensor:
+        """The values of one row, (1, ...), from those of the rows here."""
+        ...
+
+    def table(self, values: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """The values of the rows here and, behind them, of the others that are named; and where each name is in it."""
+        ...
+
+    def nearest(self, features: Tensor, k: int, metric: Metric, **options: Any) -> tuple[Tensor, Tensor]:
+        """`dm2_fast.knn` of all rows, that part of it which is of the rows here."""
+        ...
+
+    def once(self, name: str, key: Hashable, run: Callable[[], T]) -> T:
+        """What run returns, or returned before this process was interrupted."""
+        ...
+
+
+class Whole:
+    """All rows of a pool."""
+
+    first = 0
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+
+    def gather(self, values: Tensor) -> Tensor:
+        return values
+
+    def largest(self, values: Tensor) -> int:
+        return int(values.argmax())
+
+    def row(self, values: Tensor, number: int) -> Tensor:
+        return values[number : number + 1]
+
+    def table(self, values: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        return values, numbers
+
+    def nearest(self, features: Tensor, k: int, metric: Metric, **options: Any) -> tuple[Tensor, Tensor]:
+        return knn(features, k, metric, **options)
+
+    def once(self, name: str, key: Hashable, run: Callable[[], T]) -> T:
+        return run()

@@ -1,0 +1,106 @@
+"""A choice by several processes is that of one."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import dm2_fast
+from dm2_fast.distributed.acquire import select
+
+Call = Callable[..., list[Any]]
+
+
+def _model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(144, 5)
+    )
+
+
+def _pool(m: int = 700) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (m, 1, 8, 8), dtype=np.uint8)
+
+
+def _select(group: Any, model: nn.Module, pool: Any, strategy: str, options: Any, more: dict[str, Any]) -> Any:
+    return select(model, pool, 30, strategy, options, group=group, **more)
+
+
+def _check(call: Call, processes: int, strategy: str, options: Any = None, pool: Any = None, **more: Any) -> None:
+    model, pool = _model(), _pool() if pool is None else pool
+    more = {"batch_size": 64, "seed": 3, **more}
+    found = call(_select, [(model, pool, strategy, options, more)] * processes)
+    expected = dm2_fast.select(model, pool, 30, strategy, options, **more)
+    for picked in found:
+        assert torch.equal(picked.indices, expected.indices)
+        assert (picked.scores is None) == (expected.scores is None)
+        if expected.scores is not None:
+            assert torch.equal(picked.scores, expected.scores)
+    if expected.neighbours is not None:
+        assert torch.equal(found[0].neighbours, expected.neighbours)
+        assert torch.equal(found[0].distances, expected.distances)
+        assert torch.equal(found[0].mixture.indices, expected.mixture.indices)
+
+
+STRATEGIES = ("random", "least-confidence", "entropy", "margin", "bald", "entropy-bayesian", "badge", "dm2")
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_choice_is_that_of_one_process(in_processes: Call, strategy: str) -> None:
+    _check(in_processes, 3, strategy)
+
+
+@pytest.mark.parametrize("options", [
+    dm2_fast.DM2Config(mix="random", lam="beta", k=3), dm2_fast.DM2Config(mix="weighted", metric="l2", offset=20),
+    dm2_fast.DM2Config(space="features", k=5),
+])  # fmt: skip
+def test_options_of_dm2(in_processes: Call, options: Any) -> None:
+    _check(in_processes, 2, "dm2", options)
+
+
+def test_coreset_compares_with_the_labelled(in_processes: Call) -> None:
+    _check(in_processes, 3, "coreset", labelled=_pool(20))
+
+
+@pytest.mark.parametrize("strategy", ["dm2", "badge", "bald", "coreset"])
+def test_more_processes_than_batches(in_processes: Call, strategy: str) -> None:
+    _check(in_processes, 4, strategy, pool=_pool(100), labelled=_pool(5), batch_size=64)
+
+
+def test_features_of_processes_without_rows(in_processes: Call) -> None:
+    _check(in_processes, 3, "dm2", dm2_fast.DM2Config(space="features", k=4), pool=_pool(100))
+
+
+def test_ties_are_drawn_alike(in_processes: Call) -> None:
+    pool = _pool()
+    pool[:] = pool[:1]
+    _check(in_processes, 2, "entropy", pool=pool, ties="random", row_ids=np.arange(700)[::-1].copy())
+
+
+def test_tokens_and_names(in_processes: Call) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(50, 8), nn.Flatten(), nn.Linear(48, 4))
+    tokens = np.random.default_rng(0).integers(0, 50, (300, 6))
+    options, names = dm2_fast.DM2Config(space="features", k=3), [f"text {i}" for i in range(300)]
+    found = in_processes(_select, [(model, tokens, "dm2", options, {"ids": names, "batch_size": 32})] * 2)
+    expected = dm2_fast.select(model, tokens, 30, "dm2", options, ids=names, batch_size=32)
+    assert found[0].ids == found[1].ids == expected.ids
+
+
+def test_strategies_that_need_one_process_say_so(in_processes: Call) -> None:
+    with pytest.raises(ValueError, match="strategy prob-cover looks at all of the pool at once and needs one process"):
+        in_processes(_select, [(_model(), _pool(), "prob-cover", None, {})] * 2)
+    for options, said in (
+        (dm2_fast.DM2Config(recall=0.9), r"dm2 with recall=0\.9 looks at all of the pool at once"),
+        (dm2_fast.DM2Config(batch="spread"), "dm2 with batch='spread' looks at all"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            in_processes(_select, [(_model(), _pool(), "dm2", options, {})] * 2)
+
+
+def test_an_error_of_one_process_is_that_of_all(in_processes: Call) -> None:
+    with pytest.raises(ValueError, match="budget must be in"):
+        in_processes(_select, [(_model(), _pool(10), "entropy", None, {})] * 2)

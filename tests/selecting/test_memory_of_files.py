@@ -1,0 +1,44 @@
+"""`dm2-fast select --memory`: the plan first, then the files of a selection without a limit."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dm2_fast.cli import main
+
+COMMAND = "select --features x.npy --head head.npz --budget 20 --dm2.k 5 --threads 1 --output"
+
+
+@pytest.fixture(autouse=True)
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", rng.normal(size=(6000, 20)).astype(np.float16))
+    np.savez(tmp_path / "head.npz", weight=rng.normal(size=(4, 20)).astype(np.float32), bias=np.zeros(4, np.float32))
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_budget_changes_nothing_but_where_things_are(capsys: pytest.CaptureFixture[str]) -> None:
+    main([*COMMAND.split(), "one"])
+    capsys.readouterr()
+    main([*COMMAND.split(), "two", "--memory", "1MB"])
+    said = capsys.readouterr().out
+    assert "neighbours within 0.00 GB: 5 parts of at most 1441 rows in files" in said
+    assert said.index("parts of at most") < said.index("features ")
+    for name in ("selected.csv", "scores.npy"):
+        assert Path("one", name).read_bytes() == Path("two", name).read_bytes()
+    assert sorted(path.name for path in Path().iterdir()) == ["head.npz", "one", "two", "x.npy"]
+
+
+def test_too_little_is_said_before_work(capsys: pytest.CaptureFixture[str]) -> None:
+    for memory, said in (
+        ("10kB", "memory must be at least 1MB for the 5 nearest of 6000 rows of 20 features, got 10kB"),
+        ("much", "memory must be a number of bytes, or a text such as 4GB or 500MB, got 'much'"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*COMMAND.split(), "one", "--memory", memory])
+        assert said in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*COMMAND.split(), "one", "--memory", "1GB", "--dm2.recall", "0.9"])
+    assert "leave out recall, or memory" in capsys.readouterr().err
+    assert not Path("one").exists()
