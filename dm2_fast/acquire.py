@@ -50,6 +50,8 @@ def select(
     memory: int | str | None = None,
     multilabel: Over | None = None,
     these_are_logits: bool = False,
+    companions: Sequence[nn.Module | Callable[[Any], Any]] = (),
+    remembered: dict[str, Any] | None = None,
 ) -> Picked:
     """Choose the next samples to label.
 
@@ -98,6 +100,8 @@ def select(
             whatever happens.
         multilabel: "mean" or "max" over the labels, for a model whose outputs are labels of their own, with sigmoids.
         these_are_logits: Outputs that look like probabilities are logits nevertheless.
+        companions: Other models that were trained for the same labels, for strategies that ask several.
+        remembered: What the strategy keeps from one call to the next: the same dict each round, empty at first.
 
     Returns:
         What was chosen; with DM2, every row of the pool has a score, and a pool of one row is not mixed.
@@ -118,7 +122,10 @@ def select(
         as_module(model), samples, normalize, head, batch_size, backend, num_threads, progress, prepare, autocast,
         multilabel, these_are_logits, memory=memory,
     )  # fmt: skip
-    asked = Round(forward, seed, round, row_ids, others, labels, names=check_names(ids, len(forward.inputs)), ties=ties)
+    asked = Round(
+        forward, seed, round, row_ids, others, labels, names=check_names(ids, len(forward.inputs)), ties=ties,
+        companions=[as_module(one) for one in companions], remembered={} if remembered is None else remembered,
+    )  # fmt: skip
     return select_from(asked, budget, strategy, options)
 
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 # The position is part of the key: only append.
 PURPOSES = (
     "order", "neighbour", "lam", "pool", "test", "initial", "held-out", "candidates", "dropout", "noise", "clusters",
-    "seeding", "graph", "ties", "alpha", "pools", "flips", "corruption", "attack",
+    "seeding", "graph", "ties", "alpha", "pools", "flips", "corruption", "attack", "companion", "configurations",
+    "influence", "robin", "part",
 )  # fmt: skip
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

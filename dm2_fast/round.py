@@ -1,6 +1,5 @@
 """What a strategy may look at (`Round`), what it returns (`Picked`), and the clock of its stages."""
 
-import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -13,13 +12,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dm2_fast import draws
+from dm2_fast.model.behind_head import behind
+from dm2_fast.model.blocks import block_means
 from dm2_fast.model.dataset_pool import DatasetPool
+from dm2_fast.model.derivatives import Derivatives
 from dm2_fast.model.dropout import dropout_tail, sampled_dropout
 from dm2_fast.model.from_arrays import NoModel, given
-from dm2_fast.model.functions import FunctionModel
+from dm2_fast.model.functions import FunctionModel, torch_module
 from dm2_fast.model.head import evaluating, find_head, model_device
 from dm2_fast.model.passes import ForwardPass
 from dm2_fast.model.pools import Pool
+from dm2_fast.model.repeated import softmax_moments, softmaxes
 from dm2_fast.model.together import Together
 from dm2_fast.operations.arguments import shown, whole
 from dm2_fast.operations.arrays import ArrayLike
@@ -27,6 +30,7 @@ from dm2_fast.operations.multilabel import Over
 from dm2_fast.operations.uncertainty import Uncertainty
 from dm2_fast.picked import Picked, check_budget, check_labels, check_names, check_picked, check_row_ids, highest
 from dm2_fast.share import Share, Whole
+from dm2_fast.stage import stage
 from dm2_fast.traps import warn_of_ties
 
 __all__ = ["Picked", "Round", "check_budget", "check_names", "check_picked", "check_row_ids", "highest", "stage"]
@@ -50,6 +54,8 @@ class Round:
             where the model was trained without it.
         ties: Which of equal scores is chosen: that of the lower row, or at random, by a draw of each row.
         names: What the user calls the rows, (m,), all different; None for nothing but their numbers.
+        companions: Other networks that were trained for the same labels.
+        remembered: What the strategy keeps from one round to the next: tensors, numbers, texts, and dicts of these.
         own_features: Features of the pool (m, e) and of the labelled set (n, e) that do not come from the model.
         share: Which rows of a larger pool these are; None for all of it.
 
@@ -66,6 +72,8 @@ class Round:
     part: nn.Module | None = None
     names: Sequence[Any] | None = None
     ties: Ties = "lower"
+    companions: Sequence[nn.Module] = ()
+    remembered: dict[str, Any] = field(default_factory=dict)
     own_features: tuple[Tensor, Tensor] | None = None
     share: Share = None  # type: ignore[assignment]
     seconds: dict[str, float] = field(default_factory=dict, init=False)
@@ -193,28 +201,9 @@ class Round:
 
     @cached_property
     def behind_head(self) -> ForwardPass:
-        """The pass of the features through the head alone.
-
-        Raises:
-            ValueError: the model has no head, or does more to the features than the head does.
-        """
+        """The pass of the features through the head alone; see `behind` for what is refused."""
         head = self.head
-        if head is self.forward.model:
-            return self.forward
-        features, logits = self.features, self.logits
-        forward = replace(self.forward.through(head), inputs=features, normalize=None, rows=None)
-        few = slice(0, 2)
-        try:
-            alone = forward.over(features[few]).logits()
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise ValueError(f"the head {type(head).__name__} does not run on features alone: {error}") from error
-        same = alone.shape == logits[few].shape
-        if not same or not bool((alone - logits[few]).abs().max() <= 1e-3 * logits[few].abs().max()):
-            raise ValueError(
-                "the logits are not the output of the head alone: name the module whose input is the feature vector "
-                "and whose output are the logits with head=..., or mix the input, space='input'"
-            )
-        return forward
+        return self.forward if head is self.forward.model else behind(self.forward, head, self.features, self.logits)
 
     @property
     def labelled_features(self) -> Tensor:
@@ -223,14 +212,17 @@ class Round:
         Raises:
             ValueError: the round has no labelled set.
         """
-        if ("labelled", None) in self._kept:
-            kept: Tensor = self._kept["labelled", None]
-            return kept
-        labelled = self.labelled
-        if labelled is None or len(labelled) == 0:
+        if ("labelled", None) not in self._kept:
+            _ = self.over_labelled  # says what is missing before anything is read
+        return self.once("labelled", None, lambda: self.over_labelled.features_and_logits()[0])
+
+    @property
+    def over_labelled(self) -> ForwardPass:
+        """The forward pass over the labelled set; a ValueError if the round has none."""
+        if self.labelled is None or len(self.labelled) == 0:
             argument = "labelled_features= with" if isinstance(self.forward.model, NoModel) else "labelled= with"
             raise ValueError(f"this strategy compares with labelled samples: pass {argument} at least one")
-        return self.once("labelled", None, lambda: self.forward.over(labelled).features_and_logits()[0])
+        return self.forward.over(self.labelled)
 
     def dropout(self, passes: int) -> tuple[Tensor, Tensor]:
         """Mean of the softmax p (m, C) and mean entropy of p (m,) over passes with dropout on, both float64.
@@ -241,14 +233,19 @@ class Round:
         Raises:
             ValueError: the model runs no dropout layer.
         """
+        with self._dropout() as use:
+            return self.once("dropout", passes, lambda: softmax_moments(self._dropout_forward, passes, use))
+
+    def sampled(self, passes: int) -> Tensor:
+        """The softmax of each pass of `dropout`, (m, passes, C) float64: pass t is the same network for every row."""
+        with self._dropout() as use:
+            return self.once("sampled", passes, lambda: softmaxes(self._dropout_forward, passes, use))
+
+    @contextmanager
+    def _dropout(self) -> Iterator[Callable[[int], None]]:
         self.one_class()
-        forward = self._dropout_forward
-
-        def run() -> tuple[Tensor, Tensor]:
-            with sampled_dropout(forward.model, self.seed, self.round) as use:
-                return forward.softmax_moments(passes, use)
-
-        return self.once("dropout", passes, run)
+        with sampled_dropout(self._dropout_forward.model, self.seed, self.round) as use:
+            yield use
 
     @cached_property
     def _dropout_forward(self) -> ForwardPass:
@@ -259,6 +256,22 @@ class Round:
         if tail is None or tail[1] is not self.head or len(self) == 0:
             return forward
         return replace(forward.through(tail), inputs=self.features, normalize=None, rows=None)
+
+    def derivatives(self, matrices: bool = False, labelled: bool = False) -> Derivatives:
+        """The model over the pool, or over the labelled set, as a function of its parameters."""
+        return Derivatives(self.over_labelled if labelled else self.forward, matrices)
+
+    def block_means(self, names: Sequence[str], labelled: bool = False) -> list[Tensor]:
+        """What modules of the model return for each row of the pool, or of the labelled set, see `block_means`."""
+        forward = self.over_labelled if labelled else self.forward
+        return self.once("blocks", (tuple(names), labelled), lambda: block_means(forward, names))
+
+    def trained_part(self, name: str, key: Hashable, train: Callable[[int], nn.Module]) -> nn.Module:
+        """What the run trained beside the network; without that, what train makes of a seed, once with this key."""
+        if self.part is not None:
+            return self.part
+        seed = int(draws.generator(self.seed, self.round, "part").integers(2**31))
+        return self.once(name, key, lambda: train(seed))
 
     def once(self, name: str, key: Hashable, run: Callable[[], T]) -> T:
         """What run returns, computed for the first caller with this name and key; its time is seconds[name]."""
@@ -292,13 +305,14 @@ class Round:
         outer[name] = outer.get(name, 0.0) + spent[name] - sum(within.values())
 
     def check_model(self) -> None:
-        """Raise unless there is a model that runs.
-
-        Raises:
-            ValueError: the round was made from arrays without a head.
-        """
+        """Raise a ValueError unless there is a model that runs: a round made from arrays without a head has none."""
         if isinstance(self.forward.model, NoModel):
             _ = self.head
+
+    def module(self, who: str) -> nn.Module:
+        """The model, for a strategy of this name that looks into it: see `torch_module` for what is refused."""
+        self.check_model()
+        return torch_module(self.forward.model, who)
 
     def one_class(self) -> None:
         """Raise unless the model gives each sample one class, by a softmax.
@@ -330,17 +344,3 @@ class Round:
         ordered = scores.sort(descending=True, stable=True).indices
         warn_of_ties(scores, ordered, budget, offset)
         return ordered[offset : offset + budget]
-
-
-@contextmanager
-def stage(seconds: dict[str, float], name: str, device: torch.device) -> Iterator[None]:
-    """Store the wall time of a stage in seconds, with the device synchronised at both ends."""
-
-    def now() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    start = now()
-    yield
-    seconds[name] = now() - start

@@ -2,12 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from dm2_fast.operations.arguments import shown
 from dm2_fast.round import Picked, Round
+from dm2_fast.training_part import TrainingPart, TrainingStep
+
+__all__ = [
+    "DROPOUT", "FEATURES", "LABELLED", "LOGITS", "SAMPLED", "AdversarialTraining", "Pass", "Strategy", "TrainingPart",
+    "TrainingStep",
+]  # fmt: skip
 
 AdversarialTraining = Literal["off", "round", "step"]
 
@@ -29,35 +35,7 @@ LOGITS = Pass("logits", lambda round, options: round.only_logits)
 FEATURES = Pass("features", lambda round, options: round.features)
 LABELLED = Pass("labelled", lambda round, options: round.labelled_features)
 DROPOUT = Pass("dropout", lambda round, options: round.dropout(options.passes))
-
-
-@dataclass(frozen=True)
-class TrainingStep:
-    """One step of a training, as a strategy's part in it sees it.
-
-    Attributes:
-        epoch, epochs: Passes over the labelled set before this one, and in all.
-        inputs: The samples of the step, (n, ...), as the network took them: augmented, normalised, on its device.
-        labels: Their classes, (n,) int64.
-        logits: What the network returned, (n, C), with its graph.
-        unlabelled: Called with a number, draws so many samples of the unlabelled pool, as the network would take them.
-    """
-
-    epoch: int
-    epochs: int
-    inputs: Tensor
-    labels: Tensor
-    logits: Tensor
-    unlabelled: Callable[[int], Tensor]
-
-
-class TrainingPart(Protocol):
-    """An `nn.Module` that is trained beside the network: its parameters join those of the run's optimizer, and its
-    state dict the checkpoints. Optimizers of its own belong into `get_extra_state` and `set_extra_state`."""
-
-    def loss(self, step: TrainingStep) -> Tensor:
-        """What is added to the network's loss in this step."""
-        ...
+SAMPLED = Pass("sampled", lambda round, options: round.sampled(options.passes))
 
 
 @dataclass(frozen=True)
@@ -71,6 +49,7 @@ class Strategy:
         passes: The shared passes that it reads. Each belongs to one name; what a model does not need is not charged.
         part: What is trained beside the network (a `TrainingPart`), if anything: called with the fresh network, two
             samples as it takes them, and the options, before each training, every time with the same random state.
+        companions: How many other networks a run trains on the labelled set for it, from the options; none without.
         adversarial: The adversarial training of a run that does not say which.
         in_parts: Whether choose may run in several processes at once, each with a part of the pool: it then sees the
             other parts through `round.share` only.
@@ -81,6 +60,7 @@ class Strategy:
     options: type[Any] | None = None
     passes: tuple[Pass, ...] = (LOGITS, FEATURES, LABELLED)
     part: Callable[[nn.Module, Tensor, Any], nn.Module] | None = None
+    companions: Callable[[Any], int] | None = None
     adversarial: AdversarialTraining = "off"
     in_parts: bool = False
 

@@ -5,8 +5,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-import dm2_fast
-from dm2_fast import DM2Config, Round, select, select_from
+from dm2_fast import DM2Config, Round, select, select_from, strategies
 
 random = np.random.default_rng(0)
 F, LABELLED = random.standard_normal((60, 6)), random.standard_normal((12, 6))
@@ -30,33 +29,42 @@ def test_a_binary_head_has_two_classes() -> None:
     np.testing.assert_allclose(asked.logits.softmax(1), BINARY.predict_proba(F), atol=1e-12)
 
 
-@pytest.mark.parametrize("name", dm2_fast.strategies.names())
+QUICK = {"isal": strategies.isal.ISALConfig(steps=2, restarts=1), "vaal": strategies.vaal.VAALConfig(epochs=1)}
+
+
+@pytest.mark.filterwarnings("ignore:vaal trains")
+@pytest.mark.parametrize("name", strategies.names())
 def test_every_strategy_works_from_features_and_head_or_says_what_it_lacks(name: str) -> None:
-    if name in ("bald", "entropy-bayesian"):
-        with pytest.raises(ValueError, match="model must have a dropout layer"):
+    lacks = dict.fromkeys(("bald", "entropy-bayesian", "batchbald", "qbc"), "model must have a dropout layer")
+    lacks["ll4al"] = "nothing stands between the model's input and its logits"
+    if name in lacks:
+        with pytest.raises(ValueError, match=lacks[name]):
             select_from(Round.from_arrays(F, **EVERYTHING), 5, name)
         return
-    picked = select_from(Round.from_arrays(F, **EVERYTHING), 5, name)
+    picked = select_from(Round.from_arrays(F, **EVERYTHING), 5, name, QUICK.get(name))
     layer = torch.nn.Linear(6, 3, dtype=torch.float64)
     layer.load_state_dict({"weight": torch.tensor(CLASSIFIER.coef_), "bias": torch.tensor(CLASSIFIER.intercept_)})
-    expected = select(layer, F, 5, name, labelled=LABELLED, labels=torch.from_numpy(Y))
+    expected = select(layer, F, 5, name, QUICK.get(name), labelled=LABELLED, labels=torch.from_numpy(Y))
     assert torch.equal(picked.indices, expected.indices)
 
 
-@pytest.mark.parametrize("name", dm2_fast.strategies.names())
+@pytest.mark.filterwarnings("ignore:vaal trains")
+@pytest.mark.parametrize("name", strategies.names())
 def test_without_a_head_what_needs_none_works_and_the_rest_says_so_first(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = Round.from_arrays(F, probabilities=P, labelled_features=LABELLED, labels=Y)
     needs = {"dm2", "dm2-at", "alpha-mix", "bald", "entropy-bayesian", "noise-stability"}
+    needs |= {"batchbald", "ent-gn", "exp-gn", "qbc", "isal", "ll4al"}
     if name in needs:
         monkeypatch.setattr("dm2_fast.strategies.dm2.knn", None)  # nothing is computed before
         with pytest.raises(ValueError, match=r"pass head=\(weight, bias\) to Round.from_arrays"):
             select_from(asked, 5, name)
         return
-    picked = select_from(asked, 5, name)
+    picked = select_from(asked, 5, name, QUICK.get(name))
     assert picked.prepared is None
-    assert torch.equal(picked.indices, select_from(Round.from_arrays(F, **EVERYTHING), 5, name).indices)
+    complete = Round.from_arrays(F, **EVERYTHING)
+    assert torch.equal(picked.indices, select_from(complete, 5, name, QUICK.get(name)).indices)
 
 
 def test_logits_alone_are_enough_for_uncertainty() -> None:

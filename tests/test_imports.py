@@ -23,8 +23,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Each imports itself and those behind it; dm2_fast is the package's own __init__.py.
 ORDER = (
     "__main__", "cli", "commands", "options", "info", "paper", "selecting", "experiment", "ops", "dm2_fast",
-    "distributed", "acquire", "strategies", "plugins", "strategy", "adversarial", "round", "share", "picked", "traps",
-    "model", "operations", "threads", "draws", "terminal", "extras", "progress", "words", "kernels", "_C",
+    "distributed", "acquire", "strategies", "plugins", "strategy", "training_part", "adversarial", "round", "share",
+    "picked", "traps", "stage", "model", "operations", "threads", "draws", "terminal", "extras", "progress", "words",
+    "kernels", "_C",
 )  # fmt: skip
 CORE = ORDER[ORDER.index("dm2_fast") :]
 ON_FIRST_USE = {("dm2_fast", "experiment")}  # in TYPE_CHECKING; __getattr__ imports what is asked for
@@ -132,7 +133,10 @@ def test_what_is_imported_is_declared() -> None:
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    lines = [*project["dependencies"], *(line for extra in ("run", "strategies", "triton") for line in extras[extra])]
+    lines = [
+        *project["dependencies"],
+        *(line for extra in ("run", "strategies", "triton", "robust") for line in extras[extra]),
+    ]
     declared = {plain(re.split(r"[^\w.-]", line)[0]) for line in lines}
     distributions = packages_distributions()
     for package in sorted(others(name for file in (*FILES, *KERNELS.glob("*.py")) for name in imported(file))):

@@ -140,7 +140,8 @@ def test_random_draws_without_replacement_by_row(model: Net, pool: Tensor) -> No
 def test_strategies_have_their_paper_names() -> None:
     assert strategies.names() == (
         "random", "least-confidence", "entropy", "margin", "bald", "entropy-bayesian", "coreset", "uncertain-gcn",
-        "core-gcn", "badge", "prob-cover", "alpha-mix", "noise-stability", "dm2", "dm2-at",
+        "core-gcn", "badge", "prob-cover", "alpha-mix", "noise-stability", "batchbald", "ent-gn", "exp-gn", "qbc",
+        "cluster-margin", "isal", "ll4al", "vaal", "dm2", "dm2-at",
     )  # fmt: skip
     with pytest.raises(ValueError, match="strategy must be one of random, .*, got 'dm3'"):
         strategies.get("dm3")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -37,6 +38,7 @@ class State:
         chosen: Rows of the training set; entry r holds those asked for before training r, in order of choice.
         scores: The scores that they were chosen by; None where the strategy has none.
         skipped: Rows that the oracle did not want to label; they are not asked for again.
+        remembered: What the strategy keeps from one round to the next.
         labels: Their labels; an entry less than `chosen` while the oracle has not answered.
         twins: Adversarial twins of the chosen rows.
         results: One entry per training.
@@ -48,6 +50,7 @@ class State:
     twins: Twins = field(default_factory=Twins)
     results: list[RoundResult] = field(default_factory=list)
     skipped: list[Tensor] = field(default_factory=list)
+    remembered: dict[str, Any] = field(default_factory=dict)
 
     def answer(self, labels: Tensor) -> None:
         """Keep the labels of the rows that were asked for; those labelled -1 are skipped."""

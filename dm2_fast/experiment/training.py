@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from dm2_fast.adversarial import fgsm, pair_loss, to_pixels
 from dm2_fast.experiment.config import AdversarialConfig, TrainingConfig
+from dm2_fast.experiment.data.sets import Data
 from dm2_fast.experiment.folder.checkpoint import TrainingFile
+from dm2_fast.model.blocks import watching
 from dm2_fast.model.passes import ForwardPass
 from dm2_fast.operations.mix import Normalize, mix
 from dm2_fast.progress import tqdm
@@ -99,7 +101,9 @@ def train(
     twin[labelled.twin_of] = torch.arange(len(labelled.twin_of))
     decay_from = config.epochs * 4 // 5 if config.optimizer == "sgd" else config.epochs
 
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    reads: tuple[str, ...] = getattr(part, "reads", ())
+    forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    with forked, watching(model, reads) as outputs:
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
         start = 0 if file is None else _take_up(file, trained, optimizer, generator)
@@ -134,9 +138,10 @@ def train(
                 clean, attacked = logits[: len(rows)], logits[len(rows) :]
                 loss = pair_loss(clean, attacked, y, paired.to(device), adversarial.clean_weight)
                 if part is not None:
-                    loss = loss + cast(TrainingPart, part).loss(
-                        TrainingStep(epoch, config.epochs, inputs[: len(rows)], y, clean, draw)
-                    )
+                    read = {name: output[: len(rows)] for name, output in outputs.items()}
+                    left = 0 if unlabelled is None else len(unlabelled)
+                    step = TrainingStep(epoch, config.epochs, inputs[: len(rows)], y, clean, draw, read, left)
+                    loss = loss + cast(TrainingPart, part).loss(step)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -191,6 +196,21 @@ def evaluate(
         accuracy_fgsm=(attacked.argmax(1) == y).double().mean().item(),
         loss=F.cross_entropy(logits.double(), y).item(),
     )
+
+
+def further_tests(model: nn.Module, data: Data, rows: Tensor, batch_size: int = 256) -> dict[str, float]:
+    """Accuracy on these rows of each further test set of the data, by name.
+
+    Where they are corruptions, `corruption_error` is the mean error over all of them and their severities.
+    """
+    found = {}
+    for name, test in data.tests.items():
+        logits = ForwardPass(model, test.images(rows), data.normalize, batch_size=batch_size).logits().cpu()
+        found[name] = (logits.argmax(1) == data.y_test[rows]).double().mean().item()
+    corrupted = [accuracy for name, accuracy in found.items() if data.tests[name].corruption]
+    if corrupted:
+        found["corruption_error"] = 1 - sum(corrupted) / len(corrupted)
+    return found
 
 
 def _batches(n: int, size: int, generator: torch.Generator) -> list[Tensor]:

@@ -113,6 +113,45 @@ def train_round(
     return model, part, epsilon
 
 
+def train_companions(
+    fresh: Callable[[int], nn.Module],
+    number: int,
+    chosen: Tensor,
+    twins: Twins,
+    data: Data,
+    config: RunConfig,
+    round: int,
+    epsilon: float | None,
+    file: TrainingFile,
+) -> list[nn.Module]:
+    """Train more networks on what the model of the round was trained on, each with a seed of its own.
+
+    Args:
+        fresh: Makes a network from a seed.
+        number: How many.
+        epsilon: That of the round's adversarial training.
+        file: Keeps the training of the model; each companion has one beside it.
+    """
+    companions = []
+    labelled = twins.labelled(chosen, data, None)
+    for i in range(number):
+        seed = int(draws.generator(config.seed, 0, "companion", i).integers(2**31))
+        companion = fresh(seed)
+        train(
+            companion,
+            labelled,
+            config.training,
+            data.normalize,
+            seed,
+            adversarial=config.adversarial,
+            step_epsilon=epsilon if config.adversarial.train == "step" else None,
+            file=file.beside(i + 1).of(f"round {round}, companion {i + 1}, {len(labelled)} rows"),
+            progress=True,
+        )
+        companions.append(companion)
+    return companions
+
+
 def _epsilons(config: RunConfig) -> tuple[float, ...]:
     epsilon = config.adversarial.epsilon
     return SEARCHED_EPSILONS if epsilon == "search" else (epsilon,)

@@ -67,6 +67,17 @@ def as_module(model: object) -> nn.Module:
     raise TypeError(f"model is {shown(model)}, which cannot be called: {remedy}")
 
 
+def torch_module(model: nn.Module, who: str) -> nn.Module:
+    """The model, if it is a module of torch that a strategy of this name can look into.
+
+    Raises:
+        TypeError: it is a plain function.
+    """
+    if isinstance(model, FunctionModel):
+        raise TypeError(f"{who} needs a torch module, and the model is a function: pass the nn.Module that it calls")
+    return model
+
+
 def run_module(model: nn.Module, batch: Batch) -> Any:
     """What the model returns: a tuple goes by position and a dict by name where forward takes them so, else whole."""
     if isinstance(batch, Tensor) or isinstance(model, FunctionModel):

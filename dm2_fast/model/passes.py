@@ -1,7 +1,7 @@
 """Forward passes over a pool: features and logits (Eq. 3), and the uncertainty of mixed samples (Eqs. 8-10)."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -185,38 +185,24 @@ class ForwardPass:
             refuse_probabilities(logits, "the outputs of the model")
         return logits
 
-    def softmax_moments(self, passes: int, use: Callable[[int], None]) -> tuple[Tensor, Tensor]:
-        """Run the model itself several times, and return the mean of the softmax p and the mean entropy of p.
-
-        Specifically, with p[t] the softmax of pass t, this computes `p.mean(0)` (m, C) and
-        `torch.special.entr(p).sum(2).mean(0)` (m,), both float64, without storing p. The pool is read once.
-
-        Args:
-            passes: Passes over each batch.
-            use: Called with the pass's number before each.
-        """
-        means, entropies = [], []
-        if not len(self):
-            mean, entropy = replace(self, rows=torch.zeros(1, dtype=torch.int64)).softmax_moments(passes, use)
-            return mean[:0], entropy[:0]
-        itself, m, size = Prepared("off", plain(self.model, None)), len(self), self.batch_size
-        with evaluating(self.model):
-            for start in self._bar(range(0, m, size), "passes", -(-m // size)):
-                batch, keep = self._batch(None, start, size, self.num_threads, some=self.rows), min(size, m - start)
-                mean = entropy = torch.zeros((), dtype=torch.float64)
-                for number in range(passes):
-                    use(number)
-                    logits = outputs(itself.run, batch, self._number(start), keep, self._least_classes)[1]
-                    p = logits.double().softmax(1)
-                    mean = mean + p / passes
-                    entropy = entropy + torch.special.entr(p).sum(1) / passes
-                means.append(mean)
-                entropies.append(entropy)
-        return torch.cat(means), torch.cat(entropies)
+    def batches(
+        self, name: str, size: int | None = None, rows: Tensor | None = None
+    ) -> Iterator[tuple[Batch, int, int]]:
+        """The rows that run, or others of the pool, in batches of one shape: each with the number of its first row, and
+        with how many of its rows count; those behind only fill it."""
+        size, rows = size or self.batch_size, self.rows if rows is None else rows
+        m = len(self.inputs) if rows is None else len(rows)
+        for start in self._bar(range(0, m, size), name, -(-m // size)):
+            number = start if rows is None else int(rows[start])
+            yield self._batch(None, start, size, self.num_threads, some=rows), number, min(size, m - start)
 
     def first_rows(self) -> Batch:
         """A batch of the first two rows (one, of a batch_size of one), as the model takes it."""
         return self._batch(None, 0, min(2, self.batch_size))
+
+    def take(self, rows: Tensor) -> Batch:
+        """These rows of the pool, (n,) int64, as the model takes them."""
+        return self._batch(None, 0, len(rows), self.num_threads, some=rows)
 
     def uncertainty(self, logits: Tensor, kind: Uncertainty) -> Tensor:
         """`uncertainty` with the backend and threads of this pass, of logits that were checked where they were made."""

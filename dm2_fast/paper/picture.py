@@ -15,11 +15,14 @@ _LEAST = 1e-3  # seconds: less is drawn at the edge of a logarithmic axis
 
 
 def draw(file: Path, lines: Sequence[Line], title: str) -> None:
-    """Draw forward and selection seconds of every method, stacked, and selection against budget and classes."""
+    """Draw forward and selection seconds of every method that ran, stacked, and selection by budget and classes."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
+    lines = [line for line in lines if line.estimated_seconds is None]
     budgets = sorted({line.budget for line in lines if line.axis == "budget"})
+    if not budgets:
+        return
     middle = budgets[len(budgets) // 2]
     bars = sorted((r for r in lines if (r.axis, r.budget) == ("budget", middle)), key=lambda line: -line.total_seconds)
     figure = Figure(figsize=(12, 1.6 + 0.3 * len(bars)), layout="constrained")

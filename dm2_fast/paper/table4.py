@@ -24,7 +24,7 @@ from dm2_fast.model.passes import ForwardPass
 from dm2_fast.operations.arguments import whole
 from dm2_fast.paper.clock import Clock, Wanted
 from dm2_fast.paper.picture import draw
-from dm2_fast.paper.timings import Timing, markdown, summarise, write_lines
+from dm2_fast.paper.timings import Timing, digits, markdown, summarise, write_lines
 from dm2_fast.paper.trial import Trial, estimate, try_out
 from dm2_fast.round import Round
 from dm2_fast.strategy import LOGITS, Pass, Strategy
@@ -46,6 +46,8 @@ class Table4Config:
         classes: Numbers of classes for the synthetic part of the table.
         methods: Strategies, functions of your own among them; null, or all on the command line, for every one of ours.
         repeats: Timed selections of each kind, after one for warming up.
+        limit: Seconds that an acquisition may take: a method whose estimate is over it is named in the table with the
+            estimate, and not run; null for no limit.
         seed: Key of everything random.
         device: auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.
         threads: CPU threads; null leaves them as they are.
@@ -63,6 +65,7 @@ class Table4Config:
     classes: list[int] = field(default_factory=lambda: [10, 100])
     methods: list[str] | None = None
     repeats: int = 3
+    limit: float | None = None
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
@@ -74,6 +77,8 @@ class Table4Config:
         for name, values, least in (("budgets", self.budgets, 1), ("classes", self.classes, 2)):
             if not values or min(values) < least:
                 raise ValueError(f"{name} must be whole numbers of at least {least}, got {values}")
+        if self.limit is not None and not self.limit > 0:
+            raise ValueError(f"limit must be positive, got {self.limit}")
         if max(self.budgets) > self.pool:
             raise ValueError(f"budgets must be at most the pool, {self.pool}, got {max(self.budgets)}")
         for method in self.methods or ():
@@ -114,7 +119,9 @@ def _table4(config: Table4Config, device: torch.device, echo: Callable[[str], No
     labelled, pool = order[: config.labelled], order[config.labelled :][: config.pool].sort().values
     model = _trained(folder / "model.pt", recipe, data, labelled, device)
     trials = {
-        name: try_out(strategy, lambda rows: _real(model, data, labelled[:64], pool[:rows], config.seed))
+        name: try_out(
+            strategy, lambda rows, n: _real(model, data, labelled[:n], pool[:rows], config.seed), config.limit
+        )
         for name, strategy in methods.items()
     }
     real = _real(model, data, labelled, pool, config.seed)
@@ -125,10 +132,18 @@ def _table4(config: Table4Config, device: torch.device, echo: Callable[[str], No
         (part, name)
         for part in wanted
         for name in methods
-        if not all(clock.has(part, "selection", name, repeat) for repeat in range(config.repeats))
+        if not clock.has(part, "estimate", name)
+        and not all(clock.has(part, "selection", name, repeat) for repeat in range(config.repeats))
     ]
+    for part, name in [] if config.limit is None else list(missing):
+        seconds = trials[name].acquisition(part.budget, config.pool, config.labelled)
+        if seconds > config.limit:
+            missing.remove((part, name))
+            clock.add(Timing(part.axis, part.classes, "estimate", name, part.budget, 0, seconds, 0))
+            echo(f"{_place(part, name)} not run: about {digits(seconds)} s, over the limit")
     if missing:
-        seconds = estimate([(trials[name], part.budget) for part, name in missing], config.pool, config.repeats)
+        wanted_trials = [(trials[name], part.budget) for part, name in missing]
+        seconds = estimate(wanted_trials, config.pool, config.labelled, config.repeats)
         echo(f"{len(missing)} acquisitions to time, about {max(1, round(seconds / 60))} minutes")
         _time_passes(real, wanted[0], [(methods[name], trials[name]) for _, name in missing], clock)
     of_classes = cache(partial(_synthetic, real, seed=config.seed))
@@ -136,7 +151,7 @@ def _table4(config: Table4Config, device: torch.device, echo: Callable[[str], No
         state = real if part.axis == "budget" else of_classes(part.classes)
         _time_selection(part, name, methods[name], state, trials[name].needs, config.repeats, clock)
         seconds = median(t.seconds for t in clock.of(part, "selection", name))
-        echo(f"{part.axis:<8} {name:<18} B = {part.budget:<6} C = {part.classes:<5} selection {seconds:9.3f} s")
+        echo(f"{_place(part, name)} selection {seconds:9.3f} s")
 
     lines = summarise(clock.timings, config.pool)
     position = {(p.axis, p.classes, p.budget, m): i for i, (m, p) in enumerate(product(methods, wanted))}
@@ -148,6 +163,10 @@ def _table4(config: Table4Config, device: torch.device, echo: Callable[[str], No
     draw(folder / "table4.png", lines, f"one acquisition: {config.dataset}, {recipe.model}, pool of {config.pool}")
     echo("\n" + text)
     return folder
+
+
+def _place(part: Wanted, name: str) -> str:
+    return f"{part.axis:<8} {name:<18} B = {part.budget:<6} C = {part.classes:<5}"
 
 
 def _time_passes(real: Round, part: Wanted, methods: Sequence[tuple[Strategy, Trial]], clock: Clock) -> None:
@@ -220,7 +239,7 @@ def _check_settings(file: Path, config: Table4Config) -> None:
     values = asdict(config) | {"methods": config.methods or list(strategies.names())}
     now = {name: str(value) for name, value in values.items() if name not in ("table", "data_dir", "output")}
     if file.exists():
-        different = differences(read_yaml(file), now)
+        different = differences(dict.fromkeys(now, "None") | read_yaml(file), now)
         if different:
             raise FileExistsError(f"{file.parent} holds a table of other settings: {different}")
     elif any(file.parent.iterdir()):

@@ -19,7 +19,8 @@ class Timing:
     Attributes:
         axis: The part of the table that it belongs to: budget (the real model), or classes (a synthetic head).
         classes: C.
-        part: "pass" for a forward pass, "selection" for what a method does with them.
+        part: "pass" for a forward pass, "selection" for what a method does with them; "estimate" of both, for what was
+            not run.
         name: The pass, or the method.
         budget: B of a selection or of a pass that depends on it; 0 otherwise.
         repeat: 0, 1, 2, ... of a selection.
@@ -56,6 +57,7 @@ class Line:
         total_seconds: Their sum.
         peak_megabytes: The most that any of them needed.
         samples_per_second: Rows of the pool by total_seconds.
+        estimated_seconds: Of a line that was not run, whose other numbers are NaN.
     """
 
     axis: str
@@ -67,6 +69,7 @@ class Line:
     total_seconds: float
     peak_megabytes: float
     samples_per_second: float
+    estimated_seconds: float | None = None
 
 
 def summarise(timings: Iterable[Timing], pool: int) -> list[Line]:
@@ -95,7 +98,12 @@ def summarise(timings: Iterable[Timing], pool: int) -> list[Line]:
         total = selection + (forward or 0)
         peak = max(t.peak_bytes for t in [*charged, *repeats]) / 1e6
         lines.append(Line(axis, classes, method, budget, forward, selection, total, peak, pool / total))
-    return lines
+    nan = math.nan
+    estimates = [t for t in timings if t.part == "estimate"]
+    return lines + [
+        Line(t.axis, t.classes, t.name, t.budget, None, nan, nan, nan, nan, estimated_seconds=t.seconds)
+        for t in estimates
+    ]
 
 
 def read_timings(file: Path) -> list[Timing]:
@@ -131,7 +139,7 @@ def _write(file: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) 
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(header)
         for row in rows:
-            writer.writerow(["" if value is None else value for value in row])
+            writer.writerow(["" if value is None or value != value else value for value in row])
 
 
 def markdown(lines: Sequence[Line], header: Sequence[str]) -> str:
@@ -147,6 +155,8 @@ def markdown(lines: Sequence[Line], header: Sequence[str]) -> str:
             parts += [
                 f"| {r.method} | {r.budget} | {digits(r.forward_seconds)} | {digits(r.selection_seconds)} | "
                 f"{digits(r.total_seconds)} | {r.peak_megabytes:.0f} | {digits(r.samples_per_second)} |"
+                if r.estimated_seconds is None
+                else f"| {r.method} | {r.budget} | | not run | about {digits(r.estimated_seconds)} | | |"
                 for r in rows
             ]
         else:
@@ -154,6 +164,8 @@ def markdown(lines: Sequence[Line], header: Sequence[str]) -> str:
             parts += ["| method | C | B | selection s | peak MB |", "| --- | --- | --- | --- | --- |"]
             parts += [
                 f"| {r.method} | {r.classes} | {r.budget} | {digits(r.selection_seconds)} | {r.peak_megabytes:.0f} |"
+                if r.estimated_seconds is None
+                else f"| {r.method} | {r.classes} | {r.budget} | not run: about {digits(r.estimated_seconds)} | |"
                 for r in rows
             ]
         parts.append("")

@@ -12,24 +12,33 @@ from dm2_fast.strategies import (
     alpha_mix,
     badge,
     bald,
+    batchbald,
+    cluster_margin,
     core_gcn,
     coreset,
     dm2,
     dm2_at,
+    ent_gn,
     entropy,
     entropy_bayesian,
+    exp_gn,
+    isal,
     least_confidence,
+    ll4al,
     margin,
     noise_stability,
     prob_cover,
+    qbc,
     random,
     uncertain_gcn,
+    vaal,
 )
 from dm2_fast.strategy import Strategy
 
 _MODULES = (
     random, least_confidence, entropy, margin, bald, entropy_bayesian, coreset, uncertain_gcn, core_gcn, badge,
-    prob_cover, alpha_mix, noise_stability, dm2, dm2_at,
+    prob_cover, alpha_mix, noise_stability, batchbald, ent_gn, exp_gn, qbc, cluster_margin, isal, ll4al, vaal, dm2,
+    dm2_at,
 )  # fmt: skip
 _STRATEGIES: dict[str, Strategy] = {module.STRATEGY.name: module.STRATEGY for module in _MODULES}
 

@@ -13,13 +13,23 @@ import dm2_fast
 from dm2_fast import DM2Config, RunConfig, draws, fgsm, strategies
 from dm2_fast.experiment import AdversarialConfig, TrainingConfig, twins
 from dm2_fast.experiment.config import RECIPES, fingerprint, resolve
+from dm2_fast.experiment.data import sets
 from dm2_fast.experiment.data.sets import load
 from dm2_fast.experiment.loop import shuffled
 from dm2_fast.experiment.training import Evaluation, train
 
 QUICK = RunConfig(initial=12, budget=6, rounds=2, pool=120, test=80, training=TrainingConfig(epochs=4))
 
-WITHOUT_SCORES = ("coreset", "core-gcn", "badge", "prob-cover", "alpha-mix", "noise-stability")
+WITHOUT_SCORES = (
+    "coreset",
+    "core-gcn",
+    "badge",
+    "prob-cover",
+    "alpha-mix",
+    "noise-stability",
+    "batchbald",
+    "cluster-margin",
+)
 
 
 def table(file: Path) -> list[dict[str, str]]:
@@ -31,7 +41,13 @@ def without_seconds(file: Path) -> list[dict[str, str]]:
     return [{key: value for key, value in line.items() if not key.startswith("seconds")} for line in table(file)]
 
 
-@pytest.mark.parametrize("strategy", strategies.names())
+RELATED = ("batchbald", "ent-gn", "exp-gn", "qbc", "cluster-margin", "isal", "ll4al", "vaal")  # each takes seconds
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in RELATED else []) for name in strategies.names()],
+)
 def test_a_run_labels_trains_and_leaves_its_files(strategy: str, tmp_path: Path) -> None:
     lines: list[str] = []
     result = dm2_fast.run(replace(QUICK, strategy=strategy, output=tmp_path / "run"), echo=lines.append)
@@ -49,7 +65,8 @@ def test_a_run_labels_trains_and_leaves_its_files(strategy: str, tmp_path: Path)
         assert float(line["seconds_train"]) > 0
     selecting = {
         "random": "train", "least-confidence": "logits", "entropy": "logits", "margin": "logits", "bald": "dropout",
-        "entropy-bayesian": "dropout", "noise-stability": "noise",
+        "entropy-bayesian": "dropout", "noise-stability": "noise", "ent-gn": "entropy_slope", "exp-gn": "label_slopes",
+        "qbc": "sampled", "batchbald": "sampled", "isal": "influence", "ll4al": "blocks", "vaal": "codes",
     }.get(strategy, "features")  # fmt: skip
     assert [bool(line[f"seconds_{selecting}"]) for line in rounds[:2]] == [True, True]
     assert [line["epsilon"] for line in rounds] == (["", "0.015686", "0.015686"] if strategy == "dm2-at" else [""] * 3)
@@ -202,7 +219,9 @@ def test_recipes_are_those_of_section_6() -> None:
     assert (own.model, own.budget, own.training.lr, own.training.epochs) == ("mobilenet", 7, 0.5, 50)
     svhn = resolve(RunConfig(dataset="svhn"))
     assert (svhn.initial, svhn.budget, svhn.rounds, svhn.training) == (7326, 3663, 6, cifar.training)
-    assert set(RECIPES) == {"digits", "mnist", "fashion-mnist", "cifar10", "svhn", "npz"}
+    for name, base in sets.VARIANTS.items():
+        assert RECIPES[name] == RECIPES[base]
+    assert set(RECIPES) == {*sets.NAMES, "npz"}
 
 
 def test_the_folder_s_name_says_what_was_run_and_not_where() -> None:
@@ -237,7 +256,7 @@ def test_threads_are_given_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dataset": "imagenet"}, "dataset must be one of digits, .*, svhn or a file.npz, got 'imagenet'"),
+        ({"dataset": "imagenet"}, "dataset must be one of digits, .*, svhnc or a file.npz, got 'imagenet'"),
         ({"strategy": "bait"}, "strategy must be one of random, .*, got 'bait'"),
         ({"model": "resnet"}, "model must be one of cnn, .* or package.module:function, got 'resnet'"),
         ({"initial": 1}, "initial must be at least 2, got 1"),

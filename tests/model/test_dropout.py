@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dm2_fast import Round, draws, select_from
 from dm2_fast.model.dropout import sampled_dropout
 from dm2_fast.model.passes import ForwardPass
+from dm2_fast.model.repeated import softmax_moments
 from dm2_fast.strategies.bald import BALDConfig
 from dm2_fast.strategies.entropy_bayesian import EntropyBayesianConfig
 
@@ -155,7 +156,7 @@ def test_where_dropout_only_stands_before_the_head_the_rest_runs_once(shallow: O
     assert shallow.calls == 1
     whole = ForwardPass(shallow, pool, batch_size=8)
     with sampled_dropout(shallow, 7, 3) as use:
-        expected_mean, expected_entropy = whole.softmax_moments(PASSES, use)
+        expected_mean, expected_entropy = softmax_moments(whole, PASSES, use)
     assert torch.equal(mean, expected_mean)
     assert torch.equal(entropy, expected_entropy)
 
@@ -182,7 +183,7 @@ def test_what_comes_between_dropout_and_logits_is_not_skipped(kind: type, pool: 
     net = trained(kind())
     mean, entropy = round_of(net, pool, head="head").dropout(PASSES)
     with sampled_dropout(net, 7, 3) as use:
-        expected_mean, expected_entropy = ForwardPass(net, pool, batch_size=8).softmax_moments(PASSES, use)
+        expected_mean, expected_entropy = softmax_moments(ForwardPass(net, pool, batch_size=8), PASSES, use)
     assert torch.equal(mean, expected_mean)
     assert torch.equal(entropy, expected_entropy)
 

@@ -6,15 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from dm2_fast import Round, RunConfig, select_from, strategies
+from dm2_fast import Picked, Round, RunConfig, Strategy, select_from, strategies
 from dm2_fast.cli import main
 from dm2_fast.experiment.config import resolve
 from dm2_fast.experiment.data.sets import load
 from dm2_fast.experiment.loop import fresh_model
 from dm2_fast.model.passes import ForwardPass
+from dm2_fast.paper import trial
 from dm2_fast.paper.table4 import Table4Config, table4
 from dm2_fast.paper.timings import read_timings
-from dm2_fast.paper.trial import try_out
+from dm2_fast.paper.trial import Trial, try_out
 
 QUICK = Table4Config(
     dataset="digits", pool=80, labelled=30, epochs=1, budgets=[5, 9], classes=[4, 7], repeats=2,
@@ -94,20 +95,85 @@ def test_interrupted_at_any_moment_the_table_ends_with_the_same_rows(tmp_path: P
     assert lines[0].startswith("\n# Time of one acquisition")
 
 
-def test_every_method_is_charged_with_the_passes_that_it_runs() -> None:
+def quick(name: str) -> Strategy:
+    """The strategy, with less of what takes long by default."""
+    strategy = strategies.get(name)
+    less = {"isal": {"steps": 1, "restarts": 1}, "vaal": {"epochs": 1}, "ll4al": {"epochs": 1}}.get(name)
+    if less is None:
+        return strategy
+    return replace(strategy, choose=lambda asked, budget, _: strategy.choose(asked, budget, strategy.options(**less)))
+
+
+@pytest.mark.filterwarnings("ignore:vaal trains", "ignore:ll4al trains")
+@pytest.mark.parametrize("name", strategies.names())
+def test_every_method_is_charged_with_the_passes_that_it_runs(name: str) -> None:
     """What a strategy names is what its choice spends outside its own stages; dropout stands before the head."""
     data = load("digits")
     model = fresh_model(resolve(RunConfig()), data, torch.device("cpu"))
 
-    def asked(rows: int) -> Round:
+    def asked(rows: int, labelled: int) -> Round:
         forward = ForwardPass(model, data.x[40 : 40 + rows], data.normalize)
-        return Round(forward, labelled=data.x[:40], labels=data.y[:40])
+        return Round(forward, labelled=data.x[: min(labelled, 40)], labels=data.y[: min(labelled, 40)])
 
-    own = {"choose", "neighbours", "radius", "edges"}
-    for name in strategies.names():
-        needs = [shared.name for shared in try_out(strategies.get(name), asked).needs]
-        spent = select_from(asked(64), 4, name).seconds
-        assert set(needs) == set(spent) - own, name
+    own = {"choose", "neighbours", "radius", "edges", "clusters"}
+    needs = [shared.name for shared in try_out(quick(name), asked).needs]
+    assert set(needs) == set(select_from(asked(64, 40), 4, quick(name)).seconds) - own
+
+
+class Clock:
+    now = 0.0
+
+
+def slow_choice(asked: Round, budget: int, options: None) -> Picked:
+    """Takes a second of a clock that stands still otherwise."""
+    Clock.now += 1
+    return Picked(torch.arange(budget), None)
+
+
+def test_a_method_over_the_limit_is_named_with_its_estimate_and_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "perf_counter", lambda: Clock.now)
+    slow = f"{__name__}:slow_choice"
+    config = replace(QUICK, methods=["random", slow], limit=0.5, output=tmp_path / "table")
+    lines: list[str] = []
+    folder = table4(config, echo=lines.append)
+    assert sum("not run: about 1.00 s" in line and "over the limit" in line for line in lines) == 4
+    text = (folder / "table4.md").read_text()
+    assert re.search(rf"\| {slow} \| 9 \| \| not run \| about 1.00 \| \| \|", text)
+    assert re.search(rf"\| {slow} \| 7 \| 9 \| not run: about 1.00 \| \|", text)
+    assert text.count("| random |") == 4
+    timings = read_timings(folder / "timings.csv")
+    assert {timing.name for timing in timings if timing.part == "selection"} == {"random"}
+    estimates = [timing for timing in timings if timing.part == "estimate"]
+    assert [(timing.name, timing.budget) for timing in estimates] == [(slow, 5), (slow, 9), (slow, 9), (slow, 9)]
+    assert (folder / "table4.png").exists()
+    table4(config)  # goes on with what it has
+    assert (folder / "table4.md").read_text().split("\n", 3)[3] == text.split("\n", 3)[3]
+    with pytest.raises(FileExistsError, match=r"limit \(0.5 there, None here\)"):
+        table4(replace(config, limit=None))
+
+
+def test_an_estimate_grows_with_rows_labelled_samples_and_budget() -> None:
+    of = Trial((), ({"a": 1.0}, {"a": 1.0}, {"a": 2.0}, {"a": 1.5}), (0.1, 0.22, 0.3, 0.1))
+    assert of.passes(640, 320) == {"a": pytest.approx(1 + 1 * 9 + 0.5 * 4)}
+    assert of.selection(100, 640, 320) == pytest.approx(0.1 + 0.2 * 9 + 0.01 * (1 + 640 / 4096) * 96)
+    assert of.acquisition(100, 640, 320) == pytest.approx(12 + of.selection(100, 640, 320))
+    assert of.passes(64, 10) == {"a": 1.0}
+
+
+def test_what_is_over_the_limit_at_first_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "perf_counter", lambda: Clock.now)
+    tried = []
+
+    def asked(rows: int, labelled: int) -> Round:
+        tried.append(rows)
+        return Round(ForwardPass(torch.nn.Linear(3, 2), torch.rand(rows, 3)))
+
+    assert try_out(strategies.get(slow_choice), asked, limit=0.5).acquisition(100, 10_000, 1000) == 1
+    assert tried == [64]
+    assert try_out(strategies.get(slow_choice), asked, limit=2).acquisition(100, 10_000, 1000) == 1
+    assert tried == [64, 64, 64, 64, 128, 64]
 
 
 @pytest.mark.parametrize(
@@ -119,6 +185,7 @@ def test_every_method_is_charged_with_the_passes_that_it_runs() -> None:
         (["table4", "--classes", "1"], "classes must be whole numbers of at least 2, got [1]"),
         (["table4", "--methods", "dm3"], "strategy must be one of random"),
         (["table4", "--repeats", "0"], "repeats must be at least 1, got 0"),
+        (["table4", "--limit", "0"], "limit must be positive, got 0"),
         (
             ["table4", "--dataset", "digits", "--pool", "5000", "--output", "new"],
             "digits has 1437 training samples: too few for --labelled 1000 and --pool 5000",

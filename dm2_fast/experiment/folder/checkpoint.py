@@ -13,7 +13,7 @@ import torch
 from dm2_fast.experiment.folder.files import replacing
 
 _HEADER = b"dm2_fast checkpoint, version "
-VERSION = 1
+VERSION = 2  # 1 had nothing that a strategy remembers
 SECONDS_BETWEEN_WRITES = 60.0  # of an unfinished training
 
 
@@ -61,6 +61,15 @@ class TrainingFile:
     def of(self, name: str) -> "TrainingFile":
         """The same file for another training."""
         return replace(self, name=name)
+
+    def beside(self, number: int) -> "TrainingFile":
+        """The file of the companion with this number."""
+        return replace(self, path=self.path.with_name(f"{self.path.stem}_{number}.pt"))
+
+    def remove(self) -> None:
+        """Remove the file, and those of companions."""
+        for path in [self.path, *self.path.parent.glob(f"{self.path.stem}_*.pt")]:
+            path.unlink()
 
     def load(self) -> dict[str, Any] | None:
         """What was saved of this training; None for nothing (or, with a warning, for a damaged file)."""
