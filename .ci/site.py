@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 GROUPS = {
     "Choosing": ("select", "select_from", "Picked", "DM2Config"),
     "Operations": ("knn", "Neighbours", "Audit", "pairwise", "mix", "uncertainty", "linear_probe", "logits_of"),
-    "Adversarial training": ("fgsm", "pair_loss"),
+    "Adversarial training": ("fgsm", "pgd", "pair_loss"),
     "Many processes": ("distributed.select", "distributed.knn"),
     "The loop": ("run", "RunConfig"),
     "A strategy of your own": ("Round", "Strategy", "Pass", "TrainingStep"),

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from dm2_fast.acquire import select_from as select_from
     from dm2_fast.adversarial import fgsm as fgsm
     from dm2_fast.adversarial import pair_loss as pair_loss
+    from dm2_fast.adversarial import pgd as pgd
     from dm2_fast.experiment import RunConfig as RunConfig
     from dm2_fast.experiment import run as run
     from dm2_fast.operations.audit import Audit as Audit
@@ -48,6 +49,7 @@ _MODULES = {
     "mix": "operations.mix",
     "pair_loss": "adversarial",
     "pairwise": "operations.knn",
+    "pgd": "adversarial",
     "run": "experiment",
     "select": "acquire",
     "select_from": "acquire",

@@ -1,13 +1,15 @@
-"""Fast gradient sign perturbations of chosen samples, and the loss over clean and adversarial pairs (Eqs. 12-16)."""
+"""Perturbations by the sign of the gradient, in one step or many, and the loss over pairs (Eqs. 12-16)."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dm2_fast import draws
 from dm2_fast.model.head import check_logits, check_model, evaluating, model_device, model_dtype
 from dm2_fast.model.limits import first_line, out_of_memory
 from dm2_fast.operations.arguments import number, whole
@@ -50,23 +52,130 @@ def fgsm(
         ValueError: epsilon < 0, x is empty or outside [0, 1], y does not fit, or the model returns no (n, C) logits.
         TypeError: x is neither uint8 nor floating point, or y is not int64.
     """
-    threads_of_torch()
-    check_model(model)
-    epsilon = number("epsilon", epsilon, "at least 0 and finite", lambda value: value >= 0)
-    batch_size = whole("batch_size", batch_size, 1, 2**31 - 1)
-    pixels = to_pixels(x)
-    if y is not None:
-        y = as_integers(y, "y")
-        if y.shape != x.shape[:1]:
-            raise ValueError(f"y must have shape ({len(x)},), got {tuple(y.shape)}")
-    device, dtype = model_device(model), model_dtype(model)
-    mean, std = _broadcast(normalize, pixels, device, dtype)
+    attack = _Attack(model, x, y, epsilon, normalize)
 
     def attacked(rows: slice) -> Tensor:
-        inputs = pixels[rows].to(device, dtype).requires_grad_()
+        start = attack.pixels[rows]
+        return attack.stepped(start, attack.slope(start, attack.given(rows))[1], attack.epsilon)
+
+    return attack.in_batches(attacked, batch_size, "fgsm", progress)
+
+
+def pgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor | None,
+    epsilon: float,
+    *,
+    steps: int = 20,
+    restarts: int = 1,
+    step_size: float | None = None,
+    seed: int = 0,
+    normalize: Normalize | None = None,
+    batch_size: int = 256,
+    progress: bool = False,
+) -> Tensor:
+    """Perturb samples by projected gradient ascent on the loss within epsilon in every pixel (Madry et al. 2018).
+
+    Specifically, with x, z and the loss as in `fgsm`, each restart repeats
+    `x_adv = (x_adv + step_size * grad(loss, x_adv).sign()).clamp(x - epsilon, x + epsilon).clamp(0, 1)` for its steps,
+    and of all that it comes by, the result is what has the highest loss. The first start is x itself, and what FGSM
+    makes of it is looked at too, so the loss is never below that of `fgsm`; the others are drawn uniformly within
+    epsilon, keyed by (seed, restart, row).
+
+    Args:
+        model, x, y, epsilon, normalize, batch_size, progress: As in `fgsm`; the labels that the model predicts are
+            those of x.
+        steps: Steps of each restart.
+        restarts: Starts, at least 1.
+        step_size: None for 2.5 * epsilon / steps, with which a straight way is longer than epsilon.
+        seed: Key of the draws.
+
+    Returns:
+        (n, C, ...) in [0, 1], as `fgsm`.
+
+    Raises:
+        ValueError, TypeError: As `fgsm`; or steps, restarts or step_size is out of range.
+    """
+    attack = _Attack(model, x, y, epsilon, normalize)
+    steps, restarts, seed = whole("steps", steps, 1), whole("restarts", restarts, 1), whole("seed", seed)
+    if step_size is None:
+        step_size = 2.5 * attack.epsilon / steps
+    size = number("step_size", step_size, "at least 0 and finite", lambda value: value >= 0)
+
+    def attacked(rows: slice) -> Tensor:
+        x = attack.pixels[rows]
+        labels = attack.given(rows)
+        if labels is None:
+            labels = attack.predicted(x)
+        low, high = x - attack.epsilon, x + attack.epsilon
+        best, best_loss = x, torch.full((len(x),), -torch.inf, device=attack.device, dtype=torch.float64)
+
+        def looked_at(candidate: Tensor, loss: Tensor) -> None:
+            nonlocal best, best_loss
+            better = loss.double() > best_loss
+            best_loss = torch.where(better, loss.double(), best_loss)
+            best = torch.where(better.to(x.device).view(-1, *(1,) * (x.ndim - 1)), candidate, best)
+
+        for restart in range(restarts):
+            here = x
+            if restart:
+                drawn = [
+                    draws.generator(seed, restart, "attack", row).uniform(-1, 1, tuple(x.shape[1:]))
+                    for row in range(rows.start, rows.start + len(x))
+                ]
+                noise = torch.from_numpy(np.stack(drawn)).to(x.device, x.dtype)
+                here = (x + attack.epsilon * noise).clamp(0, 1)
+            for step in range(steps + 1):
+                loss, gradient = attack.slope(here, labels)
+                looked_at(here, loss)
+                if step == 0 and restart == 0:
+                    whole_step = attack.stepped(here, gradient, attack.epsilon)
+                    looked_at(whole_step, attack.slope(whole_step, labels)[0])
+                if step < steps:
+                    here = attack.stepped(here, gradient, size).clamp(low, high).clamp(0, 1)
+        return best
+
+    return attack.in_batches(attacked, batch_size, "pgd", progress)
+
+
+class _Attack:
+    """What the attacks share: checked arguments, the gradient of the loss in the pixels, and batches."""
+
+    def __init__(
+        self, model: nn.Module, x: Tensor, y: Tensor | None, epsilon: float, normalize: Normalize | None
+    ) -> None:
+        threads_of_torch()
+        check_model(model)
+        self.model = model
+        self.epsilon = number("epsilon", epsilon, "at least 0 and finite", lambda value: value >= 0)
+        self.pixels = to_pixels(x)
+        if y is not None:
+            y = as_integers(y, "y")
+            if y.shape != x.shape[:1]:
+                raise ValueError(f"y must have shape ({len(x)},), got {tuple(y.shape)}")
+        self.y = y
+        self.device, self.dtype = model_device(model), model_dtype(model)
+        self.mean, self.std = _broadcast(normalize, self.pixels, self.device, self.dtype)
+
+    def given(self, rows: slice) -> Tensor | None:
+        """The classes of rows on the model's device, if they were given."""
+        return None if self.y is None else self.y[rows].to(self.device)
+
+    def predicted(self, pixels: Tensor) -> Tensor:
+        """The classes that the model predicts."""
+        with torch.no_grad():
+            return self._logits(pixels.to(self.device, self.dtype)).argmax(1)
+
+    def _logits(self, inputs: Tensor) -> Tensor:
+        return check_logits(self.model((inputs - self.mean) / self.std))
+
+    def slope(self, pixels: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """A number per row that rises with the loss of its label, or of what is predicted; and its gradient."""
+        inputs = pixels.to(self.device, self.dtype).requires_grad_()
         with torch.enable_grad():
-            logits = check_logits(model((inputs - mean) / std))
-            labels = logits.detach().argmax(1) if y is None else y[rows].to(device)
+            logits = self._logits(inputs)
+            labels = logits.detach().argmax(1) if labels is None else labels
             if labels.min() < 0 or labels.max() >= logits.shape[1]:
                 raise ValueError(
                     f"y must be in [0, {logits.shape[1] - 1}], got {labels.min().item()} to {labels.max().item()}"
@@ -76,25 +185,32 @@ def fgsm(
             own = logits.gather(1, labels[:, None])
             u = logits.scatter(1, labels[:, None], -torch.inf).logsumexp(1, keepdim=True) - own
             (gradient,) = torch.autograd.grad(u.sum(), inputs)
-        return (pixels[rows] + epsilon * gradient.sign().to(pixels.device, pixels.dtype)).clamp(0, 1)
+        return u.detach()[:, 0], gradient.to(pixels.device)
 
-    parts: list[Tensor] = []
-    done, size, shortage = 0, batch_size, ""
-    bar = tqdm(total=len(pixels), desc="fgsm", leave=False, disable=None if progress else True)
-    with evaluating(model), _frozen(model), bar:
-        while done < len(pixels):
-            try:
-                parts.append(attacked(slice(done, done + size)))
-            except (RuntimeError, MemoryError) as error:
-                if size == 1 or not out_of_memory(error):
-                    raise
-                size, shortage = size // 2, first_line(error)
-            else:
-                done += len(parts[-1])
-                bar.update(len(parts[-1]))
-    if size < batch_size:
-        warnings.warn(f"not enough memory for {batch_size} rows at a time, now {size}: {shortage}", stacklevel=2)
-    return torch.cat(parts)
+    def stepped(self, pixels: Tensor, gradient: Tensor, size: float) -> Tensor:
+        """pixels, moved by size along the sign of the gradient and clipped to [0, 1]."""
+        return (pixels + size * gradient.sign().to(pixels.dtype)).clamp(0, 1)
+
+    def in_batches(self, attacked: Callable[[slice], Tensor], batch_size: int, name: str, progress: bool) -> Tensor:
+        """What attacked returns for slices of the rows, at most batch_size long, halved where memory is short."""
+        batch_size = whole("batch_size", batch_size, 1, 2**31 - 1)
+        parts: list[Tensor] = []
+        done, size, shortage, n = 0, batch_size, "", len(self.pixels)
+        bar = tqdm(total=n, desc=name, leave=False, disable=None if progress else True)
+        with evaluating(self.model), _frozen(self.model), bar:
+            while done < n:
+                try:
+                    parts.append(attacked(slice(done, done + size)))
+                except (RuntimeError, MemoryError) as error:
+                    if size == 1 or not out_of_memory(error):
+                        raise
+                    size, shortage = size // 2, first_line(error)
+                else:
+                    done += len(parts[-1])
+                    bar.update(len(parts[-1]))
+        if size < batch_size:
+            warnings.warn(f"not enough memory for {batch_size} rows at a time, now {size}: {shortage}", stacklevel=3)
+        return torch.cat(parts)
 
 
 def to_pixels(x: Tensor) -> Tensor:

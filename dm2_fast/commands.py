@@ -42,6 +42,9 @@ def _run(values: Any, echo: Callable[[str], None]) -> None:
     if several.seeds is None and several.strategies is None:
         result = run(build(RunConfig, values), echo=echo)
         if result.to_label is None:
+            for name, attack in (("accuracy_pgd", "PGD-20"), ("accuracy_autoattack", "AutoAttack")):
+                if name in result.rounds[-1].evaluation.others:
+                    echo(f"the last model under {attack}: {result.rounds[-1].evaluation.others[name]:.2%}")
             files = "curve.png, rounds.csv, selected.csv, round_NN.png (what was chosen), model.pt, config.yaml"
             echo(f"\n{result.folder}: {files}")
         else:

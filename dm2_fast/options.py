@@ -212,7 +212,7 @@ def _default_in_words(cls: type, item: "Field[Any]", default: Any) -> str:
     """ " (default: 20; 1000 for cifar10; 7326 for svhn)"; nothing for null where no data set has a recipe for it."""
     by_value: dict[str, list[str]] = {}
     if default is None and cls in (RunConfig, TrainingConfig):
-        for dataset, recipe in RECIPES.items():
+        for dataset, recipe in ((name, each) for name, each in RECIPES.items() if name not in sets.VARIANTS):
             values = vars(recipe["training"]) if cls is TrainingConfig else recipe
             if values.get(item.name) is not None:
                 by_value.setdefault(_shown(values[item.name]), []).append(dataset)

@@ -69,7 +69,7 @@ def test_a_run_s_own_config_with_another_seed_makes_a_folder_of_its_own(
         (["run", "--adversarial.epsilon", "1/0"], "--adversarial.epsilon must be a number or search, got 1/0"),
         (
             ["run", "--dataset", "svhm"],
-            "mnist, fashion-mnist, cifar10, svhn or a file.npz, got 'svhm' (did you mean svhn?)",
+            "cifar10c, svhnc or a file.npz, got 'svhm' (did you mean svhn?)",
         ),
         (["run", "--dataset", "nowhere.npz"], "dataset file not found: "),
         (["run", "--model", "nowhere:make"], "no module 'nowhere' for 'nowhere:make'"),
@@ -136,12 +136,13 @@ def test_help_names_every_option_with_its_choices_and_its_default(capsys: pytest
     for part in (
         "--data-dir PATH", "--download", "--seeds N,N,...", "--dataset NAME|FILE.npz",
         "--strategy NAME|MODULE:FUNCTION", "Names: random, least-confidence, entropy, margin, bald,",
-        "Names: digits, mnist, fashion-mnist, cifar10, svhn.",
+        "Names: digits, mnist, fashion-mnist, cifar10, cifar100, svhn, cifar10s,",
         "--noise-stability.noise {module,global}", "--entropy-bayesian.reading {predictive,expected}",
         "--prob-cover.radius X|{purity}", "--dm2.metric {literal,rms,l1,l2}", "--adversarial.epsilon X|{search}",
-        "--training.weight-decay X", "Labels per round. (default: 20; 1000 for cifar10; 3663 for svhn)",
-        "Passes over the labelled set. (default: 50; 200 for cifar10 and svhn)", "pixel range. (default: 4/255)",
-        "(default: cnn; mobilenet for cifar10 and svhn)",
+        "--training.weight-decay X", "pixel range. (default: 4/255)",
+        "Labels per round. (default: 20; 1000 for cifar10; 2500 for cifar100; 3663 for svhn)",
+        "Passes over the labelled set. (default: 50; 200 for cifar10 and cifar100 and svhn)",
+        "(default: cnn; mobilenet for cifar10 and cifar100 and svhn)",
     ):  # fmt: skip
         assert part in text
     assert "type:" not in text

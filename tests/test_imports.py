@@ -133,7 +133,10 @@ def test_what_is_imported_is_declared() -> None:
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    lines = [*project["dependencies"], *(line for extra in ("run", "strategies", "triton") for line in extras[extra])]
+    lines = [
+        *project["dependencies"],
+        *(line for extra in ("run", "strategies", "triton", "robust") for line in extras[extra]),
+    ]
     declared = {plain(re.split(r"[^\w.-]", line)[0]) for line in lines}
     distributions = packages_distributions()
     for package in sorted(others(name for file in (*FILES, *KERNELS.glob("*.py")) for name in imported(file))):

@@ -91,7 +91,7 @@ class RunConfig:
         dropout: Where the network has dropout: before its head; or blocks = behind every block too, as bald and
             entropy-bayesian want it.
         features: An .npy file (n, d) with features of the training samples that do not come from the model, learned
-            without labels, say, for strategies that look at them (prob_cover.space=own).
+            without labels, say, for strategies that look at them (prob-cover.features=own).
         strategy: How the samples to label are chosen; or a function or `Strategy` of your own.
         oracle: Who labels them: the data set, or a person who fills in the label column of to_label.csv between two
             calls of the same command (file).
@@ -107,6 +107,8 @@ class RunConfig:
         device: auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.
         threads: CPU threads; null leaves them as they are.
         eval_epsilon: FGSM step of the reported accuracy under FGSM, in units of the [0, 1] pixel range.
+        eval_attacked: Test samples, drawn at random, on which the last model is attacked by more than FGSM; 0 for none.
+        attack: pgd = PGD-20 with eval_epsilon; or autoattack beside it, which takes hours for deep networks on a CPU.
         eval_batch_size: Samples per forward pass of evaluation and selection.
         output: Folder to write; null for one below runs/ that is named after the configuration.
         options: Options of the strategy, a dataclass of its own (`DM2Config(...)` for dm2); None for its defaults.
@@ -134,6 +136,8 @@ class RunConfig:
     device: str = "auto"
     threads: int | None = None
     eval_epsilon: float = 4 / 255
+    eval_attacked: int = 1000
+    attack: Literal["pgd", "autoattack"] = "pgd"
     eval_batch_size: int = 256
     output: Path | None = None
     options: Any = None
@@ -153,6 +157,8 @@ class RunConfig:
             _keep_whole(self, name, 2 if name == "initial" else 1, name != "eval_batch_size")
         _keep_whole(self, "rounds", 0)
         _keep_whole(self, "seed", None, False)
+        _keep_whole(self, "eval_attacked", 0, False)
+        _check_choice("attack", self.attack, ("pgd", "autoattack"))
         _check_choice("oracle", self.oracle, ("data", "file"))
         _check_choice("ties", self.ties, get_args(Ties))
         _check_choice("dropout", self.dropout, get_args(models.Dropout))
@@ -188,6 +194,7 @@ def _in_unit_range(value: float) -> bool:
 _ADAM = TrainingConfig(epochs=50, batch_size=96, optimizer="adam", lr=1e-3, weight_decay=0.0, augment="none")
 _SGD = TrainingConfig(epochs=200, batch_size=128, optimizer="sgd", lr=0.1, weight_decay=5e-4, augment="flip-crop")
 
+_CIFAR10 = {"model": "mobilenet", "initial": 1000, "budget": 1000, "rounds": 6, "training": _SGD}
 # Section 6 of the paper. Its learning rate for Adam, its weight decay and its labels per cycle are lost: these are the
 # settings of the code base that its experiments presumably grew from. The recipes of the digits and of a file of one's
 # own are ours.
@@ -195,8 +202,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     "digits": {"model": "cnn", "initial": 20, "budget": 20, "rounds": 9, "training": replace(_ADAM, batch_size=32)},
     "mnist": {"model": "cnn", "initial": 20, "budget": 20, "rounds": 9, "training": _ADAM},
     "fashion-mnist": {"model": "cnn", "initial": 20, "budget": 20, "rounds": 9, "training": _ADAM},
-    "cifar10": {"model": "mobilenet", "initial": 1000, "budget": 1000, "rounds": 6, "training": _SGD},
+    "cifar10": _CIFAR10,
+    **dict.fromkeys(("cifar10s", "cifar10-sym", "cifar10-imb", "cifar10c"), _CIFAR10),
+    "cifar100": {"model": "mobilenet", "initial": 5000, "budget": 2500, "rounds": 6, "training": _SGD},
     "svhn": {"model": "mobilenet", "initial": 7326, "budget": 3663, "rounds": 6, "training": _SGD},
+    "svhnc": {"model": "mobilenet", "initial": 7326, "budget": 3663, "rounds": 6, "training": _SGD},
     "npz": {"model": "cnn", "initial": 20, "budget": 20, "rounds": 9, "training": _ADAM},
 }
 
@@ -209,6 +219,8 @@ _LATER = {
     "nodes": "hidden",
     "dropout": "head",
     "features": None,
+    "eval_attacked": 1000,
+    "attack": "pgd",
 }
 
 # Where a run happens is not part of what it is.

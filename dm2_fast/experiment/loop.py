@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dm2_fast import draws, extras, plugins, strategies
 from dm2_fast.acquire import select_from
 from dm2_fast.experiment import models
+from dm2_fast.experiment.attacks import accuracies_under_attack
 from dm2_fast.experiment.config import RunConfig, resolve
 from dm2_fast.experiment.data.own_features import read_features
 from dm2_fast.experiment.data.sets import Data, load
@@ -21,7 +22,7 @@ from dm2_fast.experiment.folder.run_folder import RunFolder
 from dm2_fast.experiment.machine import reproducible, usable_device
 from dm2_fast.experiment.oracle import TO_LABEL, Oracle, ask_function, ask_person, keep_answers, remove_questions
 from dm2_fast.experiment.state import RoundResult, State, newest_state, save_state
-from dm2_fast.experiment.training import evaluate
+from dm2_fast.experiment.training import evaluate, further_tests
 from dm2_fast.experiment.twins import train_companions, train_round
 from dm2_fast.model.passes import ForwardPass
 from dm2_fast.round import Round
@@ -68,6 +69,8 @@ def run(config: RunConfig, *, oracle: Oracle | None = None, echo: Callable[[str]
         MissingExtra: matplotlib or pyyaml is not installed.
     """
     extras.check("run", "a run", "yaml", "matplotlib")
+    if config.attack == "autoattack":
+        extras.check("robust", "--attack autoattack", "pyautoattack")
     config = resolve(config)
     if oracle is not None and config.oracle == "file":
         raise ValueError("pass oracle= or set config.oracle='file', not both")
@@ -80,8 +83,8 @@ def _run(config: RunConfig, oracle: Oracle | None, echo: Callable[[str], None]) 
     data = load(config.dataset, config.data_dir, config.download)
     if config.features is not None:
         data = replace(data, own_features=read_features(config.features, len(data.x)))
-    pool = _subset("pool", len(data.x), config.pool, config.seed)
-    test = _subset("test", len(data.x_test), config.test, 0)  # the same for every seed
+    pool = subset("pool", len(data.x), config.pool, config.seed)
+    test = subset("test", len(data.x_test), config.test, 0)  # the same for every seed
     known, unknown = _known(pool, data)
     missing = int((data.y[pool] < 0).sum())
     if missing and oracle is None and config.oracle == "data" and (config.rounds or config.initial):
@@ -152,6 +155,16 @@ def _round(
     with stage(seconds, "evaluate", device):
         x, y = data.x_test[test], data.y_test[test]
         evaluation = evaluate(model, x, y, data.normalize, config.eval_epsilon, config.eval_batch_size, progress=True)
+        evaluation.others.update(further_tests(model, data, test, config.eval_batch_size))
+    if last and config.eval_attacked:
+        with stage(seconds, "attack", device):
+            attacked = shuffled(torch.arange(len(x)), 0, "test")[: config.eval_attacked]
+            evaluation.others.update(
+                accuracies_under_attack(
+                    model, x[attacked], y[attacked], data.normalize, config.eval_epsilon, config.attack,
+                    config.eval_batch_size, seed=config.seed, progress=True,
+                )
+            )  # fmt: skip
     if not last:
         number = 0 if strategy.companions is None else strategy.companions(config.options)
         with stage(seconds, "companions", device) if number else nullcontext():
@@ -284,7 +297,7 @@ def _sizes(config: RunConfig, pool: int) -> tuple[int, int, int]:
     return initial, budget, rounds
 
 
-def _subset(name: str, n: int, size: int | None, seed: int) -> Tensor:
+def subset(name: str, n: int, size: int | None, seed: int) -> Tensor:
     """size rows of n, drawn at random, in rising order; all of them for None."""
     if size is not None and size > n:
         raise ValueError(f"{name} must be at most {n} for this data set, got {size}")

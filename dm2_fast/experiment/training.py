@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dm2_fast.adversarial import fgsm, pair_loss, to_pixels
 from dm2_fast.experiment.config import AdversarialConfig, TrainingConfig
+from dm2_fast.experiment.data.sets import Data
 from dm2_fast.experiment.folder.checkpoint import TrainingFile
 from dm2_fast.model.blocks import watching
 from dm2_fast.model.passes import ForwardPass
@@ -195,6 +196,21 @@ def evaluate(
         accuracy_fgsm=(attacked.argmax(1) == y).double().mean().item(),
         loss=F.cross_entropy(logits.double(), y).item(),
     )
+
+
+def further_tests(model: nn.Module, data: Data, rows: Tensor, batch_size: int = 256) -> dict[str, float]:
+    """Accuracy on these rows of each further test set of the data, by name.
+
+    Where they are corruptions, `corruption_error` is the mean error over all of them and their severities.
+    """
+    found = {}
+    for name, test in data.tests.items():
+        logits = ForwardPass(model, test.images(rows), data.normalize, batch_size=batch_size).logits().cpu()
+        found[name] = (logits.argmax(1) == data.y_test[rows]).double().mean().item()
+    corrupted = [accuracy for name, accuracy in found.items() if data.tests[name].corruption]
+    if corrupted:
+        found["corruption_error"] = 1 - sum(corrupted) / len(corrupted)
+    return found
 
 
 def _batches(n: int, size: int, generator: torch.Generator) -> list[Tensor]:

@@ -2,15 +2,17 @@
 
 import time
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dm2_fast.experiment import models
 from dm2_fast.experiment.config import RunConfig, resolve
-from dm2_fast.experiment.data.sets import Data, load
+from dm2_fast.experiment.data.sets import load
 from dm2_fast.experiment.loop import fresh_model, run
-from dm2_fast.experiment.machine import reproducible, usable_device
+from dm2_fast.experiment.machine import usable_device
 from dm2_fast.experiment.training import Labelled, evaluate, train
 from dm2_fast.paper.clock import measured
 from dm2_fast.paper.curves import Curve, hash_of
@@ -48,43 +50,46 @@ def full_curve(
 
 
 def seconds_of(cell: dict[str, Any], method: dict[str, Any], data_dir: Path, device: str) -> float:
-    """About how long a curve takes: from one step of its training and one batch of its test.
+    """About how long a curve takes: from one epoch of its training and one batch of its test.
 
     A selection is taken for two forward passes over its candidates, which is what DM2 needs.
     """
     config = resolve(full_config(cell, method, 0, data_dir, device))
-    data, where = load(config.dataset, config.data_dir), usable_device(device)
     initial, budget, rounds = (int(value or 0) for value in (config.initial, config.budget, config.rounds))
-    with reproducible(config.threads):
-        step, test = _step(config, data, where), _test(config, data, where)
+    batch = config.training.batch_size or 1
+    step, test, pool, tested = _speeds(config.dataset, str(config.model), config.dropout, batch, data_dir, device)
     labels = sum(initial + r * budget for r in range(rounds + 1))
-    twins = 1.0 if config.adversarial.train == "off" else 2.0 if config.adversarial.train == "round" else 3.5
+    twins = {"off": 1.0, "round": 2.0, "step": 3.5}[config.adversarial.train or "off"]
     tries = 5 if config.adversarial.epsilon == "search" and config.adversarial.train != "off" else 1
-    pool = min(config.candidates or len(data.x), config.pool or len(data.x))
-    tests = (config.test or len(data.x_test)) * (1 + len(data.tests))
+    candidates = min(config.candidates or pool, config.pool or pool)
+    tests = min(config.test or tested, tested)
+    attacked = 20 * min(config.eval_attacked, tests)
     training = labels * (config.training.epochs or 0) * step * twins * tries
-    return training + (rounds + 1) * tests * test + rounds * pool * 2 * test / 4
+    return training + ((rounds + 1) * tests + attacked + rounds * candidates / 2) * test
 
 
-def _step(config: RunConfig, data: Data, device: torch.device) -> float:
-    """Seconds of training a sample once."""
-    n = min(len(data.x), config.training.batch_size or 1)
-    model = fresh_model(config, data, device)
+@lru_cache
+def _speeds(
+    dataset: str, model: str, dropout: models.Dropout, batch: int, data_dir: Path, device: str
+) -> tuple[float, float, int, int]:
+    """Seconds of training a sample once, and of testing one, clean and under FGSM; training and test samples.
+
+    The further test sets count as samples without an attack, a quarter each.
+    """
+    config = resolve(RunConfig(dataset=dataset, model=model, dropout=dropout, data_dir=data_dir))
+    data, where = load(dataset, data_dir), usable_device(device)
+    n = min(len(data.x), batch)
     nobody = torch.empty(0, *data.x.shape[1:]), torch.empty(0, dtype=torch.int64)
     rows = Labelled(data.x[:n], data.y[:n].clamp(min=0), *nobody)
     once = replace(config.training, epochs=1)
     seconds = []
-    for _ in range(3):
+    network = fresh_model(config, data, where)
+    for _ in range(2):
         start = time.perf_counter()
-        train(model, rows, once, data.normalize, 0)
+        train(network, rows, once, data.normalize, 0)
         seconds.append(time.perf_counter() - start)
-    return min(seconds) / n
-
-
-def _test(config: RunConfig, data: Data, device: torch.device) -> float:
-    """Seconds of testing a sample, clean and under FGSM."""
-    model = fresh_model(config, data, device)
-    x, y = data.x_test[:_ROWS], data.y_test[:_ROWS]
+    few = slice(0, min(_ROWS, len(data.x_test)))
     start = time.perf_counter()
-    evaluate(model, x, y, data.normalize, config.eval_epsilon, config.eval_batch_size)
-    return (time.perf_counter() - start) / len(x)
+    evaluate(network, data.x_test[few], data.y_test[few], data.normalize, config.eval_epsilon)
+    test = (time.perf_counter() - start) / few.stop
+    return min(seconds) / n, test, len(data.x), round(len(data.x_test) * (1 + len(data.tests) / 4))

@@ -220,7 +220,7 @@ def _chooser(
         return lambda head, unlabelled, rows, round: unlabelled
     config = run_config(options)
     strategy = strategies.get(config.strategy)
-    if strategy.part is not None:
+    if strategy.part is not None or strategy.companions is not None:
         raise ValueError(f"{strategy.name} trains something beside the network: it has no place on the probe track")
     x, y = data.x[pool], data.y[pool]
 

@@ -16,7 +16,7 @@ COLUMNS = (
     "strategy", "labelled", "runs", "accuracy_mean", "accuracy_std", "accuracy_fgsm_mean", "accuracy_fgsm_std",
     "selection_seconds_mean",
 )  # fmt: skip
-_NOT_SELECTION = ("seconds_train", "seconds_evaluate", "seconds_perturb")
+_NOT_SELECTION = ("seconds_train", "seconds_evaluate", "seconds_perturb", "seconds_attack")
 
 
 @dataclass(frozen=True)

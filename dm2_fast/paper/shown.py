@@ -31,7 +31,15 @@ class Asked:
     tested: tuple[str, ...] | None = None
 
 
-def show(folder: Path, protocol: Protocol, curves: Sequence[Curve], *, echo: Callable[[str], None]) -> None:
+def show(
+    folder: Path,
+    protocol: Protocol,
+    curves: Sequence[Curve],
+    data_dir: Path,
+    device: str,
+    *,
+    echo: Callable[[str], None],
+) -> None:
     """Write what the study shows, as far as its curves go."""
     asked = Asked(protocol.against, protocol.primary, protocol.tested)
     curves = _in_order(protocol, curves)
@@ -42,6 +50,12 @@ def show(folder: Path, protocol: Protocol, curves: Sequence[Curve], *, echo: Cal
 
         write_table(folder, protocol, curves)
         echo((folder / f"{protocol.show}.md").read_text())
+    elif protocol.show == "figure1":
+        from dm2_fast.paper.figure1 import draw_figure1
+
+        draw_figure1(folder, protocol, curves, data_dir, device)
+    elif protocol.show == "figure4":
+        pictures.draw_curves(folder / "figure4.png", curves, protocol.against, protocol.primary, protocol.name)
 
 
 def _in_order(protocol: Protocol, curves: Sequence[Curve]) -> list[Curve]:

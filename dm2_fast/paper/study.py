@@ -1,10 +1,9 @@
 """A study: every curve of a protocol, made once, by as many processes as one likes, and kept in files."""
 
 import hashlib
-import signal
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -97,14 +96,18 @@ def study(config: StudyConfig, *, echo: Callable[[str], None] | None = None) -> 
         if config.jobs == 1:
             make_curves(config, wanted, until, echo)
         else:
-            side_by_side(make_curves, (config, wanted, until), config.jobs)
+            side_by_side(make_curves, (config, wanted, until, _say), config.jobs)
     curves = kept(config.output, whole)
     missing = len(jobs(wanted)) - len({curve.key for curve in curves} & set(jobs(wanted)))
     if missing:
         echo(f"{count(missing, 'curve')} left: the same command goes on")
     if curves:
-        show(config.output, whole, curves, echo=echo)
+        show(config.output, whole, curves, config.data_dir, config.device, echo=echo)
     return config.output
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def jobs(protocol: Protocol) -> list[tuple[str, str, int]]:
@@ -136,8 +139,6 @@ def make_curves(
     """Make what no one has made or is making, until it is done or the time is up."""
     assert config.output is not None
     folder = config.output / "curves"
-    with suppress(ValueError):  # in a thread that is not the main one
-        signal.signal(signal.SIGTERM, _interrupt)
     done = {curve.key for curve in read_curves(folder)}
     fresh: list[Curve] = []
     claimed: list[int] = []
@@ -243,7 +244,3 @@ def _origin() -> dict[str, Any]:
     computer, installed = machine(torch.device("cpu"))
     versions, commit, date = installed.rsplit(", ", 2)
     return {"machine": computer, "versions": versions, "commit": commit.removeprefix("commit "), "date": date}
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt

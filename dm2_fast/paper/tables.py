@@ -14,7 +14,7 @@ _TITLES = {
     "table3": "Table 3: adversarial training and attacks, last accuracy (%)",
     "table5": "Table 5: DM2-AT with one part changed, last accuracy (%)",
 }
-NAMES = {"accuracy": "clean", "accuracy_fgsm": "FGSM", "accuracy_pgd": "PGD-20"}
+NAMES = {"accuracy": "clean", "accuracy_fgsm": "FGSM", "accuracy_pgd": "PGD-20", "accuracy_autoattack": "AutoAttack"}
 
 
 def write_table(folder: Path, protocol: Protocol, curves: Sequence[Curve]) -> None:
@@ -23,9 +23,8 @@ def write_table(folder: Path, protocol: Protocol, curves: Sequence[Curve]) -> No
     A line is a method; a column is a cell and a measure.
     """
     measures = list(dict.fromkeys(name for curve in curves for name in curve.measures))
-    shown = [name for name in measures if name in NAMES or not name.startswith("accuracy_")]
-    if protocol.show != "table3":
-        shown = [name for name in shown if name != "accuracy_fgsm" and name != "accuracy_pgd"]
+    shown = [name for name in measures if protocol.show in ("table3", "table5") or not name.startswith("accuracy_")]
+    shown = [name for name in shown if not name[-2:].startswith("-")]  # of corruptions, their mean alone
     columns = [(cell, measure) for cell in protocol.cells for measure in shown]
     columns = [one for one in columns if any(c.cell == one[0] and one[1] in c.measures for c in curves)]
     rows, lines = [], []

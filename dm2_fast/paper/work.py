@@ -3,6 +3,7 @@
 import fcntl
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -84,5 +85,10 @@ def _pinned(number: int, work: Callable[..., None], arguments: Sequence[object])
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[number % len(cores)]})
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, _interrupt)  # what is done is kept
     with suppress(KeyboardInterrupt):
         work(*arguments)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

@@ -87,7 +87,7 @@ def _features(round: Round, options: ProbCoverConfig) -> tuple[Tensor, Tensor]:
     if options.features == "model":
         return round.features, round.labelled_features
     if round.own_features is None:
-        raise ValueError("prob_cover.features=own needs features that do not come from the model: give --features")
+        raise ValueError("features=own needs features that do not come from the model: give --features")
     return round.own_features
 
 

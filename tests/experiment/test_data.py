@@ -123,5 +123,5 @@ def test_a_failed_download_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_unknown_data_sets_are_named() -> None:
-    with pytest.raises(ValueError, match="dataset must be one of digits, .*, svhn or a file.npz, got 'imagenet'"):
+    with pytest.raises(ValueError, match="dataset must be one of digits, .*, svhnc or a file.npz, got 'imagenet'"):
         load("imagenet")

@@ -13,6 +13,7 @@ import dm2_fast
 from dm2_fast import DM2Config, RunConfig, draws, fgsm, strategies
 from dm2_fast.experiment import AdversarialConfig, TrainingConfig, twins
 from dm2_fast.experiment.config import RECIPES, fingerprint, resolve
+from dm2_fast.experiment.data import sets
 from dm2_fast.experiment.data.sets import load
 from dm2_fast.experiment.loop import shuffled
 from dm2_fast.experiment.training import Evaluation, train
@@ -218,7 +219,9 @@ def test_recipes_are_those_of_section_6() -> None:
     assert (own.model, own.budget, own.training.lr, own.training.epochs) == ("mobilenet", 7, 0.5, 50)
     svhn = resolve(RunConfig(dataset="svhn"))
     assert (svhn.initial, svhn.budget, svhn.rounds, svhn.training) == (7326, 3663, 6, cifar.training)
-    assert set(RECIPES) == {"digits", "mnist", "fashion-mnist", "cifar10", "svhn", "npz"}
+    for name, base in sets.VARIANTS.items():
+        assert RECIPES[name] == RECIPES[base]
+    assert set(RECIPES) == {*sets.NAMES, "npz"}
 
 
 def test_the_folder_s_name_says_what_was_run_and_not_where() -> None:
@@ -253,7 +256,7 @@ def test_threads_are_given_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dataset": "imagenet"}, "dataset must be one of digits, .*, svhn or a file.npz, got 'imagenet'"),
+        ({"dataset": "imagenet"}, "dataset must be one of digits, .*, svhnc or a file.npz, got 'imagenet'"),
         ({"strategy": "bait"}, "strategy must be one of random, .*, got 'bait'"),
         ({"model": "resnet"}, "model must be one of cnn, .* or package.module:function, got 'resnet'"),
         ({"initial": 1}, "initial must be at least 2, got 1"),

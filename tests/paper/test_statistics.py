@@ -63,6 +63,7 @@ def test_the_drawn_test_is_near_the_exact_one(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(statistics, "EXACT", 3)
     found = statistics.permutation_test(d)
     statistics._signs.cache_clear()
+    assert statistics.permutation_test(np.ones(40)) == 1 / (statistics.DRAWN + 1)  # what was seen is one of them
     assert 0.001 < exact < 0.5
     assert abs(found - exact) < 5 * math.sqrt(exact * (1 - exact) / statistics.DRAWN)
     assert found > 0

@@ -17,12 +17,17 @@ from dm2_fast.operations.mix import Normalize
 
 @dataclass(frozen=True)
 class TestSet:
-    """A further test set: (n, C, H, W) uint8 images, made when they are asked for, and their classes."""
+    """A further test set: what has become of the test images; their classes are the same.
+
+    Attributes:
+        images: Called with rows of the test set (n,), returns (n, C, H, W) uint8 in channels_last.
+        corruption: Whether it counts for the mean corruption error.
+    """
 
     __test__ = False  # for pytest
 
-    images: Callable[[], Tensor]
-    y: Tensor
+    images: Callable[[Tensor], Tensor]
+    corruption: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,9 +63,18 @@ _TORCHVISION: dict[str, tuple[str, str, Normalize]] = {
     "mnist": ("MNIST", "MNIST/raw", (0.1307, 0.3081)),
     "fashion-mnist": ("FashionMNIST", "FashionMNIST/raw", (0.2860, 0.3530)),
     "cifar10": ("CIFAR10", "cifar-10-batches-py", ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))),
+    "cifar100": (
+        "CIFAR100",
+        "cifar-100-python",
+        ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    ),
     "svhn": ("SVHN", "train_32x32.mat", ((0.4310, 0.4302, 0.4463), (0.1965, 0.1984, 0.1992))),
 }
-NAMES = ("digits", *_TORCHVISION)
+# Made of these, each in variants.py.
+VARIANTS = {
+    "cifar10s": "cifar10", "cifar10-sym": "cifar10", "cifar10-imb": "cifar10", "cifar10c": "cifar10", "svhnc": "svhn",
+}  # fmt: skip
+NAMES = ("digits", *_TORCHVISION, *VARIANTS)
 
 
 def load(name: str, data_dir: Path = Path("data"), download: bool = False) -> Data:
@@ -73,6 +87,10 @@ def load(name: str, data_dir: Path = Path("data"), download: bool = False) -> Da
     """
     if name == "digits":
         return _digits()
+    if name in VARIANTS:
+        from dm2_fast.experiment.data.variants import load_variant
+
+        return load_variant(name, data_dir, download)
     parts = npz.read(Path(name)) if npz.is_npz(name) else _torchvision(name, data_dir, download)
     x, y, x_test, y_test, classes, normalize = parts
     ids = npz.read_ids(Path(name), len(x)) if npz.is_npz(name) else None
@@ -82,6 +100,7 @@ def load(name: str, data_dir: Path = Path("data"), download: bool = False) -> Da
 
 def place(name: str, data_dir: Path) -> Path | None:
     """Where a data set of torchvision lies, be it there or not; None for the digits, which come with scikit-learn."""
+    name = VARIANTS.get(name, name)
     return (data_dir / _TORCHVISION[name][1]).absolute() if name in _TORCHVISION else None
 
 

@@ -80,8 +80,9 @@ class RunFolder:
     def write_tables(self, state: State, ids: Sequence[str] | None = None) -> None:
         """Write rounds.csv and selected.csv anew; ids are what rows are called, if there are some."""
         stages = list(dict.fromkeys(stage for result in state.results for stage in result.seconds))
-        columns = (*ROUND_COLUMNS, *(f"seconds_{stage}" for stage in stages))
-        self._write("rounds.csv", [columns, *(_round_line(result, stages) for result in state.results)])
+        others = list(dict.fromkeys(name for result in state.results for name in result.evaluation.others))
+        columns = (*ROUND_COLUMNS, *others, *(f"seconds_{stage}" for stage in stages))
+        self._write("rounds.csv", [columns, *(_round_line(result, others, stages) for result in state.results)])
         lines: list[Sequence[Any]] = [(*SELECTED_COLUMNS, *(() if ids is None else ("id",)))]
         for r, (rows, labels) in enumerate(zip(state.chosen, state.labels, strict=False)):
             scores = state.scores[r]
@@ -150,9 +151,10 @@ def _value(values: dict[str, Any], name: str) -> str:
     return shown(values.get(name)).strip("'")
 
 
-def _round_line(result: RoundResult, stages: Sequence[str]) -> Sequence[Any]:
+def _round_line(result: RoundResult, others: Sequence[str], stages: Sequence[str]) -> Sequence[Any]:
     e = result.evaluation
+    more = (f"{e.others[name]:.6f}" if name in e.others else "" for name in others)
     seconds = (f"{result.seconds[stage]:.3f}" if stage in result.seconds else "" for stage in stages)
     epsilon = "" if result.epsilon is None else f"{result.epsilon:.6f}"
     accuracies = (f"{e.accuracy:.6f}", f"{e.accuracy_fgsm:.6f}", f"{e.loss:.6f}")
-    return (result.round, result.labelled, *accuracies, epsilon, *seconds)
+    return (result.round, result.labelled, *accuracies, epsilon, *more, *seconds)
