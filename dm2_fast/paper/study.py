@@ -201,10 +201,16 @@ def _plan(wanted: Protocol, config: StudyConfig, left: list[tuple[str, str, int]
         cells = [cell for cell, name, _ in left if name == method]
         if not cells:
             continue
-        seconds = 0.0
+        seconds, tried = 0.0, dict[str, float]()
         for cell in dict.fromkeys(cells):
             known = [curve.seconds for curve in curves if (curve.cell, curve.method) == (cell, method)]
-            each = median(known) if known else _trial(wanted, config, cell, method)
+            if known:
+                each = median(known)
+            elif wanted.show == "probe" and tried:  # one trial a method, since there are many cells
+                first, each = next(iter(tried.items()))
+                each *= (wanted.cells[cell]["rounds"] + 1) / (wanted.cells[first]["rounds"] + 1)
+            else:
+                each = tried[cell] = _trial(wanted, config, cell, method)
             seconds += each * cells.count(cell)
         whole += seconds
         lines.append(f"  {method:<24} {count(len(cells), 'curve'):>12}  about {_minutes(seconds)}")
