@@ -4,8 +4,6 @@ import hashlib
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import yaml
-
 from dm2_fast import strategies
 from dm2_fast.selecting.config import SelectConfig
 
@@ -22,6 +20,8 @@ def parts_folder(config: SelectConfig, output: Path) -> Path:
 
 def write_config(config: SelectConfig, folder: Path) -> None:
     """Write config.yaml, from which the command can be given again."""
+    import yaml  # of an extra
+
     values = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
     options, group = values.pop("options"), strategies.group(strategies.get(config.strategy))
     values |= {"output": None} | ({} if group is None else {group: options})
