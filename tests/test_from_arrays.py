@@ -57,7 +57,7 @@ def test_without_a_head_what_needs_none_works_and_the_rest_says_so_first(
     needs = {"dm2", "dm2-at", "alpha-mix", "bald", "entropy-bayesian", "noise-stability"}
     needs |= {"batchbald", "ent-gn", "exp-gn", "qbc", "isal", "ll4al"}
     if name in needs:
-        monkeypatch.setattr("dm2_fast.strategies.dm2.knn", None)  # nothing is computed before
+        monkeypatch.setattr("dm2_fast.share.knn", None)  # nothing is computed before
         with pytest.raises(ValueError, match=r"pass head=\(weight, bias\) to Round.from_arrays"):
             select_from(asked, 5, name)
         return

@@ -135,9 +135,9 @@ def _table4(config: Table4Config, device: torch.device, echo: Callable[[str], No
         if not clock.has(part, "estimate", name)
         and not all(clock.has(part, "selection", name, repeat) for repeat in range(config.repeats))
     ]
-    for part, name in [] if config.limit is None else list(missing):
+    for part, name in list(missing):
         seconds = trials[name].acquisition(part.budget, config.pool, config.labelled)
-        if seconds > config.limit:
+        if config.limit is not None and seconds > config.limit:
             missing.remove((part, name))
             clock.add(Timing(part.axis, part.classes, "estimate", name, part.budget, 0, seconds, 0))
             echo(f"{_place(part, name)} not run: about {digits(seconds)} s, over the limit")
