@@ -17,6 +17,8 @@ constexpr double kUnit = 1.0 / (1 << 24);  // float32's relative rounding error
 //        A^ >= A (1 - u)^(n + 4);  a square rounds twice more and may underflow by 2^-150 (2^-1075) each, hence
 //        L^ >= (L (1 - u)^((n + 6) / 2) - sqrt(d) 2^-75)(1 - u);  two products and one sum:
 //        D^ >= (w1 A + w2 L)(1 - u)^(n + 6) - eta,  eta = w2 sqrt(d) 2^-75 + 2^-149  (2^-537 and 2^-1074 in double).
+//    Rows of one direction meet this bound: without the factor, pairs of 4096 dimensions are dropped at their own
+//    distance (tests/operations/test_engine.py, test_the_bound_is_tight). With fewer, it is worth less than a step.
 // 2. L >= A / sqrt(d) and (1 - u)^-N <= 1 + 1.01 N u for N u < 0.01. So D^ <= D implies
 //        A <= T(D) = (D + eta)(1 + 1.01 (n + 6) u) / (w1 + w2 / sqrt(d)).
 // 3. A group sum G_j adds up the dimensions of group j with signs +-1, each dimension in one group: |G_j(x) - G_j(y)|

@@ -233,6 +233,24 @@ struct Rows {
     }
 
 private:
+    // Columns that are dense. Squares of them are turned in the cache, since rows that are a power of two apart share
+    // their places in it: written column by column, each would drive out the others.
+    template <class S>
+    void turn(const S* from, std::ptrdiff_t count, T* out) const {
+        constexpr std::ptrdiff_t kSquare = 32;
+        const std::ptrdiff_t width = padded(d);
+        T square[kLanes][kSquare];
+        for (std::ptrdiff_t start = 0; start < d; start += kLanes)
+            for (std::ptrdiff_t first = 0; first < count; first += kSquare) {
+                const std::ptrdiff_t columns = std::min(kLanes, d - start), rows = std::min(kSquare, count - first);
+                const S* corner = from + first * stride + start * inner;
+                for (std::ptrdiff_t t = 0; t < columns; ++t)
+                    for (std::ptrdiff_t i = 0; i < rows; ++i) square[t][i] = widen(corner[i * stride + t * inner]);
+                for (std::ptrdiff_t i = 0; i < rows; ++i)
+                    for (std::ptrdiff_t t = 0; t < columns; ++t) out[(first + i) * width + start + t] = square[t][i];
+            }
+    }
+
     std::ptrdiff_t bytes_each() const { return element == Element::same ? sizeof(T) : sizeof(Float16); }
     const void* at(std::ptrdiff_t row) const { return static_cast<const char*>(data) + row * stride * bytes_each(); }
 
@@ -242,9 +260,8 @@ private:
         const std::ptrdiff_t width = padded(d);
         if (inner == 1)
             for (std::ptrdiff_t i = 0; i < count; ++i) widen(from + i * stride, d, out + i * width);
-        else if (std::abs(stride) < std::abs(inner))  // column by column
-            for (std::ptrdiff_t t = 0; t < d; ++t)
-                for (std::ptrdiff_t i = 0; i < count; ++i) out[i * width + t] = widen(from[i * stride + t * inner]);
+        else if (std::abs(stride) < std::abs(inner))
+            turn(from, count, out);
         else
             for (std::ptrdiff_t i = 0; i < count; ++i)
                 for (std::ptrdiff_t t = 0; t < d; ++t) out[i * width + t] = widen(from[i * stride + t * inner]);

@@ -122,6 +122,7 @@ void mutual_knn(const Rows<T>& rows, const std::int64_t* ids, const Running<T>& 
                 const Report& report) {
     constexpr std::ptrdiff_t kSide = 8 * kQueryBlock;
     const std::ptrdiff_t blocks = (rows.n + kSide - 1) / kSide, pairs = (blocks + 1) / 2;
+    const std::vector<T> ones(kSide, T(1));
     best.open(num_threads);
     // The k-th best of each row. (distance, id) only falls; the id is written first and read last, so that a distance is
     // never seen with an id that is too low for it.
@@ -142,7 +143,13 @@ void mutual_knn(const Rows<T>& rows, const std::int64_t* ids, const Running<T>& 
     };
     const auto tile = [&](std::ptrdiff_t block, std::ptrdiff_t other) {
         const std::ptrdiff_t start = other * kSide, end = std::min((block + 1) * kSide, rows.n);
-        const Rows<T> part = rows.part(start, std::min(kSide, rows.n - start));
+        Rows<T> part = rows.part(start, std::min(kSide, rows.n - start));
+        std::vector<T> read;
+        if (!rows.in_place()) {  // converted once for the whole block
+            read.resize(static_cast<std::size_t>(part.n * padded(rows.d)));
+            part.read(0, part.n, read.data());
+            part = {read.data(), part.n, rows.d, padded(rows.d), ones.data()};
+        }
         for (std::ptrdiff_t first = block * kSide; first < end; first += kQueryBlock)
             for_each_tile(rows, first, std::min(kQueryBlock, end - first), part, w1, w2,
                           [&](std::ptrdiff_t i, std::ptrdiff_t j, std::ptrdiff_t n, const T* distances) {

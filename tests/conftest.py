@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ from dm2_fast.operations.backends import triton_is_missing
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which import torch does not do
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it runs in the background ignore it
 
 settings.register_profile("dm2", derandomize=True, deadline=None, max_examples=25)
 settings.load_profile("dm2")

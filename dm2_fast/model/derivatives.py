@@ -51,7 +51,7 @@ class Derivatives:
         """
 
         def of_one(sample: Batch) -> Tensor:
-            logits, pull = vjp(
+            logits, pull = vjp(  # type: ignore[misc]  # of two, without has_aux
                 lambda parameters: self._logits(parameters, _each(sample, lambda x: x[None]))[0], self.parameters
             )
             norms = [

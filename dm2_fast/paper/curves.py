@@ -90,7 +90,7 @@ def add_curves(folder: Path, curves: Iterable[Curve]) -> None:
     if not by_cell:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with locked(folder):
         for cell, new in by_cell.items():
             file = folder / f"{cell}.csv.gz"
             kept = {curve.key: curve for curve in (_read(file) if file.exists() else [])}
@@ -100,7 +100,8 @@ def add_curves(folder: Path, curves: Iterable[Curve]) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in such a block with this folder."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -15,7 +15,7 @@ import torch
 from dm2_fast import extras
 from dm2_fast.experiment.machine import machine, reproducible
 from dm2_fast.paper import full, probe
-from dm2_fast.paper.curves import Curve, add_curves, read_curves
+from dm2_fast.paper.curves import Curve, add_curves, locked, read_curves
 from dm2_fast.paper.protocol import Protocol, names, read_protocol
 from dm2_fast.paper.shown import show
 from dm2_fast.paper.work import Claims, side_by_side
@@ -102,7 +102,8 @@ def study(config: StudyConfig, *, echo: Callable[[str], None] | None = None) -> 
     if missing:
         echo(f"{count(missing, 'curve')} left: the same command goes on")
     if curves:
-        show(config.output, whole, curves, config.data_dir, config.device, echo=echo)
+        with locked(config.output):  # two commands may end together
+            show(config.output, whole, curves, config.data_dir, config.device, echo=echo)
     return config.output
 
 

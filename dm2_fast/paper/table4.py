@@ -16,7 +16,7 @@ from dm2_fast.acquire import select_from
 from dm2_fast.adversarial import fgsm
 from dm2_fast.experiment.config import AdversarialConfig, RunConfig, TrainingConfig, resolve
 from dm2_fast.experiment.data.sets import Data, load
-from dm2_fast.experiment.folder.files import read_yaml, remove_partial, replacing
+from dm2_fast.experiment.folder.files import differences, read_yaml, remove_partial, replacing
 from dm2_fast.experiment.loop import fresh_model, shuffled
 from dm2_fast.experiment.machine import machine, reproducible, usable_device
 from dm2_fast.experiment.training import Labelled, train
@@ -135,9 +135,9 @@ def _table4(config: Table4Config, device: torch.device, echo: Callable[[str], No
         if not clock.has(part, "estimate", name)
         and not all(clock.has(part, "selection", name, repeat) for repeat in range(config.repeats))
     ]
-    for part, name in [] if config.limit is None else list(missing):
+    for part, name in list(missing):
         seconds = trials[name].acquisition(part.budget, config.pool, config.labelled)
-        if seconds > config.limit:
+        if config.limit is not None and seconds > config.limit:
             missing.remove((part, name))
             clock.add(Timing(part.axis, part.classes, "estimate", name, part.budget, 0, seconds, 0))
             echo(f"{_place(part, name)} not run: about {digits(seconds)} s, over the limit")
@@ -239,13 +239,9 @@ def _check_settings(file: Path, config: Table4Config) -> None:
     values = asdict(config) | {"methods": config.methods or list(strategies.names())}
     now = {name: str(value) for name, value in values.items() if name not in ("table", "data_dir", "output")}
     if file.exists():
-        before = read_yaml(file)
-        different = sorted(name for name in {*before, *now} if before.get(name, "None") != now.get(name))
+        different = differences(dict.fromkeys(now, "None") | read_yaml(file), now)
         if different:
-            raise FileExistsError(
-                f"{file.parent} holds a table of other settings: "
-                + "; ".join(f"{name} ({before.get(name)} there, {now.get(name)} here)" for name in different)
-            )
+            raise FileExistsError(f"{file.parent} holds a table of other settings: {different}")
     elif any(file.parent.iterdir()):
         raise FileExistsError(f"{file.parent} holds something else: name a new folder as --output")
     else:

@@ -135,9 +135,9 @@ class Labels:
             self.networks = self.p.new_full((t * per_network, t), 1 / t)
         for one in late:
             position = self.rows.index(one)
-            u = draws.generator(self.seed, self.round, "configurations", position).random(len(self.weights))
+            uniform = draws.generator(self.seed, self.round, "configurations", position).random(len(self.weights))
             cumulative = self.p[one].cumsum(1)[self.drawn_from]
-            u = torch.from_numpy(u).to(cumulative)[:, None] * cumulative[:, -1:]
+            u = torch.from_numpy(uniform).to(cumulative)[:, None] * cumulative[:, -1:]
             possible = (self.p[one] > 0) * torch.arange(c, device=self.p.device)
             label = (cumulative <= u).sum(1).minimum(possible.amax(1)[self.drawn_from])  # u may be rounded to the sum
             self.networks = self.networks * self.p[one][:, label].T

@@ -49,4 +49,5 @@ def gradient_norms(round: Round, who: str, layers: Layers, slopes: Callable[[Ten
     features, logits = round.features.double(), round.logits
     size = max(1, _BLOCK // logits.shape[1] ** 2)
     lengths = torch.cat([slopes(part).norm(dim=-1) for part in logits.split(size)])
-    return lengths * (features.norm(dim=1) + (round.head.bias is not None))[:, None]
+    norms: Tensor = lengths * (features.norm(dim=1) + (round.head.bias is not None))[:, None]
+    return norms

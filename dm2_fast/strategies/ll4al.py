@@ -129,7 +129,7 @@ def trained(round: Round, options: LL4ALConfig) -> LossModule:
             for epoch, rows in shuffled_batches(len(labels), _BATCH, options.epochs, generator):
                 outputs = {name: mean[rows] for name, mean in zip(module.reads, means, strict=True)}
                 inputs, y = over_labelled.take(rows), labels[rows].to(logits.device)
-                yield TrainingStep(epoch, options.epochs, inputs, y, logits[rows], no_pool, outputs)
+                yield TrainingStep(epoch, options.epochs, inputs, y, logits[rows], no_pool, outputs)  # type: ignore[arg-type]
 
         return train_alone(module, steps, _LR, seed)  # type: ignore[return-value]
 
@@ -140,7 +140,7 @@ def expected_losses(round: Round, options: LL4ALConfig) -> Tensor:
     """The loss that the module expects of each row, (m,)."""
     module = trained(round, options)
     with evaluating(module):
-        return module(round.block_means(module.reads))
+        return module(round.block_means(module.reads))  # type: ignore[no-any-return]
 
 
 TRAINING = Pass("loss-module", trained)

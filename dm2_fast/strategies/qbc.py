@@ -84,12 +84,12 @@ def disagreement(p: Tensor, measure: Measure) -> Tensor:
     entropy. A member votes for its most probable class, the lower of equals.
     """
     if measure == "kl":
-        return (torch.special.entr(p.mean(1)).sum(1) - torch.special.entr(p).sum(2).mean(1)).clamp(min=0)
+        information: Tensor = torch.special.entr(p.mean(1)).sum(1) - torch.special.entr(p).sum(2).mean(1)
+        return information.clamp(min=0)
     if measure == "variance":
         return p.var(1, correction=0).sum(1)
-    votes = (
-        F.one_hot(p.argmax(2), p.shape[2]).sum(1).sort(1).values.double() / p.shape[1]
-    )  # sorted, so that equals are equal
+    # sorted, so that what is equal but for the names of the classes is so to the last digit
+    votes: Tensor = F.one_hot(p.argmax(2), p.shape[2]).sum(1).sort(1).values.double() / p.shape[1]
     return torch.special.entr(votes).sum(1) if measure == "vote-entropy" else 1 - votes.amax(1)
 
 

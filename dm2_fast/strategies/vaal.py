@@ -74,7 +74,8 @@ class AutoEncoder(nn.Module):
             out = channels[-1] * math.prod(sizes[-1])
             back = [nn.Linear(options.latent, out), nn.Unflatten(1, (channels[-1], *sizes[-1]))]
             for level in range(levels, 0, -1):
-                odd = tuple(larger - 2 * side for larger, side in zip(sizes[level - 1], sizes[level], strict=True))
+                (h, w), (height, width) = sizes[level], sizes[level - 1]
+                odd = (height - 2 * h, width - 2 * w)
                 last = level == 1
                 back.append(nn.ConvTranspose2d(channels[level], channels[level - 1], 4, 2, 1, odd, bias=last))
                 back += [] if last else [nn.BatchNorm2d(channels[level - 1]), nn.ReLU()]

@@ -140,6 +140,12 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = 
         dm2_fast.fgsm,
         lambda: of_model(x=features(), y=torch.zeros(6, dtype=torch.int64), epsilon=0.1, progress=False),
     ),
+    "pgd": (
+        dm2_fast.pgd,
+        lambda: of_model(
+            x=features(), y=None, epsilon=0.1, steps=2, restarts=2, step_size=None, seed=0, progress=False
+        ),
+    ),
     "pair_loss": (
         dm2_fast.pair_loss,
         lambda: {

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fuzz.calls import INTERNAL
+from PIL import Image
 from torch import nn
 
 from dm2_fast import cli
@@ -20,6 +21,10 @@ from dm2_fast.experiment.folder import checkpoint
 RUN = [
     *("--initial=12", "--budget=5", "--rounds=1", "--pool=40", "--test=20", "--dm2.k=3", "--training.epochs=1"),
     "--threads=1",
+]
+BENCH = [
+    *("bench", "table4", "--dataset=digits", "--methods=random", "--pool=60", "--labelled=20", "--epochs=1"),
+    *("--budgets=5", "--classes=3", "--repeats=1", "--threads=1"),
 ]
 
 
@@ -42,6 +47,10 @@ def whole() -> Path:
     (folder / "options.yaml").write_text("budget: 3\nseed: 1\ndm2:\n  k: 2\n  lam: 0.25\n")
     images, classes = rng.integers(0, 256, (60, 5, 5), np.uint8), np.arange(60) % 3
     np.savez(folder / "data.npz", x=images, y=classes, x_test=images[:30], y_test=classes[:30])
+    (folder / "images").mkdir()
+    for i in range(12):
+        Image.fromarray(images[i]).save(folder / "images" / f"{i}.{('png', 'jpg', 'gif')[i % 3]}")
+    quietly([*BENCH, "--output", str(folder / "table")])
     for seed in (0, 1):
         quietly(["run", *RUN, "--seed", str(seed), "--output", str(folder / f"run{seed}")])
     quietly(["run", *RUN, "--oracle", "file", "--output", str(folder / "asked")])
@@ -81,11 +90,16 @@ COMMANDS: list[tuple[str, Callable[[Path], list[str]]]] = [
     ("run0/checkpoints/*", lambda f: ["run", *RUN, "--output", str(f / "run0")]),
     ("asked/to_label.csv", lambda f: ["run", *RUN, "--oracle", "file", "--output", str(f / "asked")]),
     ("asked/config.yaml", lambda f: ["run", *RUN, "--oracle", "file", "--output", str(f / "asked")]),
+    ("images/*", lambda f: select(f, "--pool", f / "images", "--size", 4, *MODEL, labelled="row\n0\n3\n")),
+    ("table/settings.yaml", lambda f: [*BENCH, "--output", str(f / "table")]),
+    ("table/timings.csv", lambda f: [*BENCH, "--output", str(f / "table")]),
     ("data.npz", lambda f: ["run", *RUN, "--dataset", str(f / "data.npz"), "--output", str(f / "new")]),
 ]  # fmt: skip
 
 
-def select(folder: Path, *options: object) -> list[str]:
+def select(folder: Path, *options: object, labelled: str | None = None) -> list[str]:
+    if labelled is not None:
+        (folder / "labelled.csv").write_text(labelled)
     given = ("--budget", 3, "--labelled", folder / "labelled.csv", "--output", folder / "selected", "--threads", 1)
     return ["select", *map(str, (*options, *given))]
 

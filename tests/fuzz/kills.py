@@ -5,6 +5,7 @@ import random
 import signal
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -12,12 +13,34 @@ from pathlib import Path
 from typing import Any
 
 import interrupted
-from fuzz.files import COMMANDS, quietly, whole
+import numpy as np
+from fuzz.files import quietly
 from matplotlib.figure import Figure
 
 from dm2_fast.experiment.data.sets import load
 from dm2_fast.experiment.folder import checkpoint
 from dm2_fast.experiment.loop import run
+
+
+@cache
+def pool() -> Path:
+    """Files to select from."""
+    folder, rng = Path(tempfile.mkdtemp(prefix="dm2-fast-kills-")), np.random.default_rng(0)
+    np.save(folder / "pool.npy", rng.integers(0, 256, (300, 3, 4, 4), np.uint8))
+    (folder / "labelled.csv").write_text("row,label\n" + "".join(f"{i},{i % 3}\n" for i in range(8)))
+    return folder
+
+
+def select(folder: Path) -> None:
+    given = ("--pool", pool() / "pool.npy", "--labelled", pool() / "labelled.csv", "--model", "fuzz.files:network")
+    asked = ("--budget", 20, "--batch-size", 8, "--threads", 1, "--output", folder / "selected")
+    status, errors = quietly(["select", *map(str, (*given, *asked))])
+    assert status == 0, errors
+
+
+def content(file: Path) -> bytes:
+    return file.read_bytes() if file.name == "selected.csv" else b""
+
 
 # From a folder for what is written, what is done there; and what it left.
 Work = Callable[[Path], object]
@@ -27,19 +50,16 @@ DONE: dict[str, tuple[Work, Callable[[Path], Any]]] = {
         lambda folder: interrupted.contents(folder / "run"),
     ),
     "select": (
-        lambda folder: quietly([*COMMANDS[0][1](whole()), "--output", str(folder / "selected")]),
+        select,
         lambda folder: {str(file.relative_to(folder)): content(file) for file in folder.rglob("*")},
     ),
 }
 
 
-def content(file: Path) -> bytes:
-    return file.read_bytes() if file.name == "selected.csv" else b""
-
-
 @cache
 def reference(name: str) -> tuple[Any, float]:
     """What the work leaves where nobody kills it, and the seconds that it takes."""
+    pool()
     load("digits")  # what every process would do again, as far as it starts no thread
     with tempfile.TemporaryDirectory() as scratch:
         Figure().savefig(Path(scratch) / "warm_up.png")
@@ -57,6 +77,8 @@ def killed(name: str, folder: Path, after: float | None) -> int:
         try:
             DONE[name][0](folder)
             os._exit(0)
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(1)
     if after is not None:
@@ -76,5 +98,6 @@ def case(seed: int) -> None:
             killed(name, folder, times[-1])
         what = f"{name}, killed after {times} of {seconds} s"
         if not (folder / "selected").exists():  # a selection that was done is not done again
-            assert killed(name, folder, None) == 0, f"{what}, fails afterwards"
+            status = killed(name, folder, None)
+            assert status == 0, f"{what}, ends with status {status} afterwards"
         assert DONE[name][1](folder) == want, f"{what}, leaves other files"

@@ -157,7 +157,7 @@ def test_info_check_prints_a_line_for_each_kernel(capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit) as exit:
         main(["info", "--check"])
     assert exit.value.code == 1
-    assert "  linear_probe  disagrees: largest difference 0.00" in capsys.readouterr().out
+    assert "  linear_probe   disagrees: largest difference 0.00" in capsys.readouterr().out
 
 
 def test_info_check_interprets_without_being_asked_to() -> None:

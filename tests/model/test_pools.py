@@ -304,8 +304,10 @@ def test_entries_belong_to_a_data_set() -> None:
         select(net(), Counted(first), 3)
     with pytest.raises(ValueError, match="num_workers must be at least 0, got -1"):
         select(net(), Counted(IMAGES), 3, num_workers=-1)
-    with pytest.raises(TypeError, match="memory must be a whole number, got '2GB'"):
-        select(net(), Counted(IMAGES), 3, memory="2GB")  # type: ignore[arg-type]
+    with pytest.raises(
+        ValueError, match="memory must be a number of bytes, or a text such as 4GB or 500MB, got 'much'"
+    ):
+        select(net(), Counted(IMAGES), 3, memory="much")
     with pytest.raises(ValueError, match="row 0 of pool has no entry 'mask': it has 'image', 'label'"):
         select(net(), Counted(IMAGES, "dict"), 3, entries=("image", "mask"))
 

@@ -236,7 +236,7 @@ def test_a_forked_child_has_locks_and_threads_of_its_own() -> None:
             found = []
             thread = threading.Thread(target=lambda: threads.guarding(torch.device("cpu")).__enter__())
             thread.start()
-            thread.join(20)
+            thread.join(200)
             found = list(threads.each(lambda i: i, range(9), 3))
             os._exit(0 if found == list(range(9)) and not thread.is_alive() else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -179,7 +179,7 @@ def test_what_is_over_the_limit_at_first_is_tried_once(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["table5"], "table must be"),
+        (["table9"], "study must be one of probe, table1"),
         (["table4", "--budgets", "5,many"], "--budgets must be whole numbers, as in 0,1,2 or 0-4, got 5,many"),
         (["table4", "--budgets", "500", "--pool", "80"], "budgets must be at most the pool, 80, got 500"),
         (["table4", "--classes", "1"], "classes must be whole numbers of at least 2, got [1]"),

@@ -1,6 +1,7 @@
 """ent-gn and exp-gn against autograd in float64, one sample and one label at a time."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -63,8 +64,12 @@ def entropy(z: Tensor) -> Tensor:
     return -(z.softmax(0) * z.log_softmax(0)).sum()
 
 
+def loss_of_label(c: int, z: Tensor) -> Tensor:
+    return -z.log_softmax(0)[c]
+
+
 def naive_expected(model: nn.Module, pool: Tensor, last: bool) -> Tensor:
-    by_label = [torch.stack(naive(model, pool, lambda z, c=c: -z.log_softmax(0)[c], last)) for c in range(4)]
+    by_label = [torch.stack(naive(model, pool, partial(loss_of_label, c), last)) for c in range(4)]
     with torch.no_grad():
         p = model.double().eval()(pool.double()).softmax(1)
     model.float()

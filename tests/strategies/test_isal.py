@@ -76,7 +76,7 @@ def naive(model: nn.Module, images: Tensor, options: ISALConfig) -> Tensor:
     labelled, labels = images[:N], LABELS.tolist()
     v = sum(twin.gradient(x, y) for x, y in zip(labelled, labels, strict=True)) / N
     hessians = [twin.hessian(x, y) for x, y in zip(labelled, labels, strict=True)]
-    batch, mean = min(options.samples, N), 0
+    batch, mean = min(options.samples, N), torch.zeros(())
     for restart in range(options.restarts):
         generator = draws.generator(7, 3, "influence", restart)
         order: list[int] = []

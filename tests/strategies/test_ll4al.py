@@ -185,7 +185,7 @@ def test_training_alone_is_adam_on_the_ranking_loss(
         rows = torch.randperm(9, generator=generator)
         expected = naive_module(twin, [mean[rows] for mean in means])
         order = rows.tolist()
-        total = 0
+        total = torch.zeros((), dtype=torch.float64)
         for i in range(4):
             a, b = true[order[i]], true[order[8 - i]]
             total = total + (1.0 - ((a > b) - (a < b)) * (expected[i] - expected[8 - i])).clamp(min=0) / 4
@@ -195,7 +195,7 @@ def test_training_alone_is_adam_on_the_ranking_loss(
                 m, v = moments[name]
                 m.mul_(0.9).add_(0.1 * g)
                 v.mul_(0.999).add_(0.001 * g * g)
-                p -= 1e-3 * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
+                p.sub_(1e-3 * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8))
     for (name, p), q in zip(module.named_parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(p, q, atol=1e-9, rtol=0, msg=name)
 

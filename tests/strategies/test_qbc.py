@@ -22,11 +22,11 @@ MEASURES = ("kl", "vote-entropy", "variation-ratio", "variance")
 
 def net(seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    layers = nn.Linear(5, 8), nn.ReLU(), nn.Dropout(0.4), nn.Linear(8, 8), nn.Dropout(0.3), nn.Linear(8, 3)
-    model = nn.Sequential(*layers)
+    layers = nn.Linear(5, 8), nn.ReLU(), nn.Dropout(0.4), nn.Linear(8, 8), nn.Dropout(0.3)
+    head = nn.Linear(8, 3)
     with torch.no_grad():
-        model[5].weight *= 4
-    return model
+        head.weight *= 4
+    return nn.Sequential(*layers, head)
 
 
 @pytest.fixture

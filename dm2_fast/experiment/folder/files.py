@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from dm2_fast.operations.arguments import shown
+
 
 @contextmanager
 def naming_file(path: Path) -> Iterator[None]:
@@ -38,6 +40,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged: it holds no options and values")
     return content
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """The first three options that have other values in a file than now, and how many more; empty for none."""
+
+    def value(values: dict[str, Any], name: str) -> str:
+        return shown(values.get(name)).strip("'")
+
+    names = [name for name in sorted({*before, *now}, key=str) if before.get(name) != now.get(name)]
+    found = [f"{name} ({value(before, name)} there, {value(now, name)} here)" for name in names[:3]]
+    return "; ".join(found + [f"{len(names) - 3} more"] * (len(names) > 3))
 
 
 def _first_line(error: Exception) -> str:

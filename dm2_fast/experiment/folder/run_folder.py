@@ -13,10 +13,9 @@ from torch import Tensor
 
 from dm2_fast.experiment.config import RunConfig, flat, identity, to_dict
 from dm2_fast.experiment.data.sets import Data
-from dm2_fast.experiment.folder.files import read_yaml, remove_partial, replacing
+from dm2_fast.experiment.folder.files import differences, read_yaml, remove_partial, replacing
 from dm2_fast.experiment.folder.sheet import draw_chosen, short
 from dm2_fast.experiment.state import RoundResult, State
-from dm2_fast.operations.arguments import shown
 from dm2_fast.round import Picked
 
 ROUND_COLUMNS = ("round", "labelled", "accuracy", "accuracy_fgsm", "loss", "epsilon")
@@ -138,17 +137,9 @@ def _check_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None
         raise ValueError(f"{path / 'config.yaml'} is damaged: it does not say which data set the run used") from error
     if isinstance(before.get("rounds"), int) and before["rounds"] < now["rounds"]:
         before["rounds"] = now["rounds"]  # more of them go on from there
-    different = [name for name in sorted({*before, *now}, key=str) if before.get(name) != now.get(name)]
+    different = differences(before, now)
     if different:
-        named = [f"{name} ({_value(before, name)} there, {_value(now, name)} here)" for name in different[:3]]
-        more = [f"{len(different) - 3} more"] if len(different) > 3 else []
-        raise FileExistsError(
-            f"{path} holds a run of another configuration, name another --output: {'; '.join(named + more)}"
-        )
-
-
-def _value(values: dict[str, Any], name: str) -> str:
-    return shown(values.get(name)).strip("'")
+        raise FileExistsError(f"{path} holds a run of another configuration, name another --output: {different}")
 
 
 def _round_line(result: RoundResult, others: Sequence[str], stages: Sequence[str]) -> Sequence[Any]:
