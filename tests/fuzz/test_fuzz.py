@@ -11,6 +11,7 @@ import dm2_fast
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore")  # what is damaged or wrong may be warned of
 @pytest.mark.parametrize(
     ("name", "cases"), [("engine", 600), ("calls", 1500), ("threads", 8), ("files", 60), ("kills", 4)]
 )

@@ -200,7 +200,16 @@ def test_training_alone_is_adam_on_the_ranking_loss(
         torch.testing.assert_close(p, q, atol=1e-9, rtol=0, msg=name)
 
 
-QUICK = RunConfig(strategy="ll4al", initial=12, budget=5, rounds=1, pool=60, test=20, training=TrainingConfig(epochs=5))
+QUICK = RunConfig(
+    strategy="ll4al",
+    initial=12,
+    budget=5,
+    rounds=1,
+    pool=60,
+    test=20,
+    eval_attacked=0,
+    training=TrainingConfig(epochs=5),
+)
 
 
 def test_in_a_run_it_is_trained_with_the_network_and_changes_it(tmp_path: Path) -> None:
