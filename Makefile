@@ -48,7 +48,7 @@ test-adapters: install-test  ## the adapters with the packages that they are for
 	$(PYTHON) -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
 		> "$$($(ADAPTERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/main.pth"
 	$(ADAPTERS)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints-adapters.txt \
-		scikit-activeml skorch small-text structlog torchmetrics tensorboard
+		scikit-activeml skorch small-text structlog torchmetrics tensorboard foolbox pyautoattack
 	$(ADAPTERS)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints-adapters.txt --no-deps baal
 	$(ADAPTERS)/bin/python -m pytest -W ignore::DeprecationWarning -W ignore::FutureWarning tests/adapters
 

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from collections.abc import Iterator
 from dataclasses import fields
 from operator import attrgetter
 from pathlib import Path
@@ -64,9 +65,16 @@ def _definitions() -> str:
     return "\n".join(lines)
 
 
+def _pages(nav: list[Any]) -> Iterator[tuple[str, str]]:
+    """The file and the title of every page, those of groups too."""
+    for entry in nav:
+        for title, page in entry.items():
+            yield from _pages(page) if isinstance(page, list) else [(page, title)]
+
+
 def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
     """Links by titles; the definitions of the strategies; $$...$$ and $`...`$, as GitHub shows them too, as MathML."""
-    titles = {file: title for entry in config.nav for title, file in entry.items()}
+    titles = dict(_pages(config.nav))
     markdown = re.sub(
         r"\[(?:docs/)?([\w-]+\.md)\]\(", lambda found: f"[{titles.get(found[1].lower(), found[1])}](", markdown
     )

@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from dm2_fast.plugins import UsersError
 
         if isinstance(error, Lost):
-            _fail(f"{error}; the same command goes on with what was finished")
+            _fail(f"{error}; the same command goes on with what was finished", lost=True)
         if not isinstance(error, UsersError):
             raise
         _fail(error.told())
@@ -105,11 +105,11 @@ def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"dm2-fast: warning: {_as_options(str(message))}", file=sys.stderr)
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, lost: bool = False) -> NoReturn:
     if "RANK" in os.environ and "torch" in sys.modules:
         from dm2_fast.distributed import torchrun
 
-        if not torchrun.first_to_fail():
+        if not torchrun.first_to_fail(lost):
             raise SystemExit(2) from None
     print(f"dm2-fast: error: {_as_options(message)}", file=sys.stderr)
     raise SystemExit(2) from None

@@ -85,7 +85,7 @@ def test_a_run_s_own_config_with_another_seed_makes_a_folder_of_its_own(
         (["run", "--dm2.metric", "l3"], "--dm2.metric must be one of literal, rms, l1, l2, got l3"),
         (["run", "--dm2.lam", "high"], "--dm2.lam must be a number or beta, got high"),
         (["run", "--dm2.lam", "2"], "lam must be in [0, 1] or 'beta', got 2.0"),
-        (["run", "--strategy", "dm3"], "or package.module:function, got 'dm3' (did you mean dm2?)"),
+        (["run", "--strategy", "dm3"], "or module:function, got 'dm3' (did you mean dm2?)"),
         (["run", "--strategy", "dm2", "--bald.passes", "3"], "--bald.passes is an option of another strategy than dm2"),
         (["run", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["run", "--dataset", "mnist", "--data-dir", "nowhere"], "nowhere/MNIST/raw"),

@@ -1,6 +1,7 @@
 """The processes that torchrun started: how they find each other, their devices and threads, and who speaks."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from dm2_fast.distributed.group import Group
 
 _PATIENCE = timedelta(days=7)  # with a process that computes; one that has ended is noticed at once
+_LAST_WORDS = 10.0  # seconds
 _told: Any = None  # the store of all processes
 
 
@@ -43,12 +45,20 @@ def speaks() -> bool:
     return not started() or os.environ["RANK"] == "0"
 
 
-def first_to_fail() -> bool:
-    """Whether no other process has said yet why all of them end."""
+def first_to_fail(lost: bool) -> bool:
+    """Whether no other process has said yet why all of them end; lost: whether one of them has ended without a word.
+
+    Rank 0 keeps the store in which this is noted, so it stays until the others have asked, for _LAST_WORDS at most.
+    """
     if _told is None:
         return speaks()
+    note, others = "dm2_fast: why it ended", int(os.environ["WORLD_SIZE"]) - lost
     try:
-        return int(_told.add("dm2_fast: why it ended", 1)) == 1
+        first = int(_told.add(note, 1)) == 1
+        until = time.monotonic() + _LAST_WORDS
+        while os.environ["RANK"] == "0" and int(_told.add(note, 0)) < others and time.monotonic() < until:
+            time.sleep(0.02)
+        return first
     except RuntimeError:  # the process that keeps the store has ended
         return True
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dm2_fast.operations.arguments import shown
 from dm2_fast.operations.arrays import as_tensor
 
 MOST_PARTS = 64  # of the rows, in files; as many are open at once
@@ -26,7 +27,7 @@ def as_bytes(memory: int | str) -> int:
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(memory))
     if isinstance(memory, bool) or found is None or found[2].lower() not in _UNITS:
-        raise ValueError(f"memory must be a number of bytes, or a text such as 4GB or 500MB, got {memory!r}")
+        raise ValueError(f"memory must be a number of bytes, or a text such as 4GB or 500MB, got {shown(memory)}")
     return int(float(found[1]) * _UNITS[found[2].lower()])
 
 

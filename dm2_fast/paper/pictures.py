@@ -68,9 +68,13 @@ def draw_differences(file: Path, lines: Sequence[Line], against: str, title: str
     methods = list(dict.fromkeys(line.method for line in lines))
     last = [line for line in lines if line.cell == cells[-1]]
     methods.sort(key=lambda name: next((line.area.mean for line in last if line.method == name), -math.inf))
-    shown = cells[-6:]
-    figure = Figure(figsize=(2.5 + 2.6 * len(shown), 1.3 + 0.24 * len(methods)), layout="constrained")
-    for axes, cell in zip(figure.subplots(1, len(shown), sharey=True, squeeze=False)[0], shown, strict=True):
+    columns = min(4, len(cells))
+    rows = math.ceil(len(cells) / columns)
+    figure = Figure(figsize=(2.5 + 2.6 * columns, 0.9 + (0.6 + 0.24 * len(methods)) * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
+    for axes in panels[len(cells) :]:
+        axes.axis("off")
+    for axes, cell in zip(panels, cells, strict=False):
         for line in (line for line in lines if line.cell == cell):
             place, colour = methods.index(line.method), style(line.method, against)["color"]
             if not math.isnan(line.area.low):
@@ -80,10 +84,10 @@ def draw_differences(file: Path, lines: Sequence[Line], against: str, title: str
         axes.axvline(0, color=GREY, linewidth=0.8)
         axes.set_title(cell, fontsize=9)
         _plain(axes)
-    axes = figure.axes[0]
-    axes.set_yticks(range(len(methods)), methods, fontsize=8)
-    for label in axes.get_yticklabels():
-        label.set_fontweight("bold" if label.get_text().startswith("dm2") else "normal")
+    for axes in panels[::columns]:
+        axes.set_yticks(range(len(methods)), methods, fontsize=8)
+        for label in axes.get_yticklabels():
+            label.set_fontweight("bold" if label.get_text().startswith("dm2") else "normal")
     figure.supxlabel(f"points of mean accuracy above {against}; filled: p (Holm) at most 0.05", fontsize=9)
     figure.suptitle(title, fontsize=10)
     _save(figure, file)

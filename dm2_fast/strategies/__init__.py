@@ -64,7 +64,7 @@ def get(strategy: str | Strategy | Callable[[Round, int, Any], Picked]) -> Strat
         return plugins.strategy(strategy)
     if strategy not in _STRATEGIES:
         raise ValueError(
-            f"strategy must be one of {', '.join(names())} or package.module:function, got {shown(strategy)}"
+            f"strategy must be one of {', '.join(names())} or module:function, got {shown(strategy, 20)}"
             f"{meant(strategy, names())}"
         )
     return _STRATEGIES[strategy]

@@ -1,14 +1,11 @@
 """AutoAttack on a few digits and a small network: a smoke test of `--attack autoattack`."""
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from dm2_fast.experiment.attacks import accuracies_under_attack
 from dm2_fast.experiment.data.sets import load
-
-pytest.importorskip("pyautoattack", reason="make test-adapters installs it")
 
 
 def test_autoattack_is_at_least_as_strong_as_pgd() -> None:

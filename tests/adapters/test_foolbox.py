@@ -1,5 +1,6 @@
 """The attacks against those of foolbox, on digits and a network that was trained a little."""
 
+import foolbox
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,8 +9,6 @@ from torch import Tensor, nn
 from dm2_fast import fgsm, pgd
 from dm2_fast.experiment import models
 from dm2_fast.experiment.data.sets import load
-
-foolbox = pytest.importorskip("foolbox", reason="make test-adapters installs it")
 
 IMAGES = 500
 
