@@ -60,7 +60,9 @@ def scikit_activeml(problem: Problem, name: str, budget: int, own: bool) -> Answ
 
     y = np.full(len(problem.x), np.nan)
     y[problem.known] = problem.y[problem.known]
-    clf = SklearnClassifier(problem.logistic, classes=list(range(CLASSES))).fit(problem.x[:LABELLED], y[:LABELLED])
+    clf = SklearnClassifier(problem.logistic, classes=list(range(CLASSES))).fit(
+        problem.x[problem.known], y[problem.known]
+    )
     theirs = {"margin": UncertaintySampling("margin_sampling"), "coreset": CoreSet(), "badge": Badge()}
     ours = {"margin": adapter.Margin(), "coreset": adapter.CoreSet(), "badge": adapter.Badge(), "dm2": adapter.DM2()}
     strategy = (theirs if own else ours)[name].set_params(random_state=0)
@@ -108,9 +110,9 @@ def baal(problem: Problem, name: str, budget: int, own: bool) -> Answer:
     model = ModelWrapper(network, TrainingArgs(batch_size=256, use_cuda=False, workers=0))
     pool = dataset.pool
     if own:
-        return timed(lambda: LABELLED + Margin()(model.predict_on_dataset(pool, 1, verbose=False))[:budget])
+        return timed(lambda: problem.unknown[Margin()(model.predict_on_dataset(pool, 1, verbose=False))[:budget]])
     acquisition = Acquisition(name, model=model, dataset=dataset, query_size=budget)
-    return timed(lambda: LABELLED + acquisition.get_ranks(acquisition.inputs(pool))[0][:budget])
+    return timed(lambda: problem.unknown[acquisition.get_ranks(acquisition.inputs(pool))[0][:budget]])
 
 
 PACKAGES: dict[str, tuple[Callable[..., Answer], tuple[str, ...]]] = {
@@ -130,7 +132,9 @@ def run(package: str, name: str, rows: int, features: int, budget: int, own: boo
 
 
 def beside(options: argparse.Namespace) -> list[tuple[str, ...]]:
-    lines = [("package", "strategy", "seconds", "its own", "times", "MB", "its own", "picks that agree")]
+    lines: list[tuple[str, ...]] = [
+        ("package", "strategy", "seconds", "its own", "times", "MB", "its own", "picks that agree")
+    ]
     for package, (_, named) in PACKAGES.items():
         for name in (*named, "dm2"):
             size = (options.rows, options.features, options.budget)
@@ -149,7 +153,7 @@ def beside(options: argparse.Namespace) -> list[tuple[str, ...]]:
     return lines
 
 
-def mnist(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def mnist(folder: Path) -> tuple[NDArray[Any], NDArray[Any]]:
     """2,000 images for the pool, then 1,000 to test with."""
     from dm2_fast.experiment.data.sets import load
 
@@ -167,7 +171,9 @@ def loop(package: str, name: str, folder: Path) -> tuple[float, float, float]:
     for round in range(6):
         problem.x, problem.y = x[:2000], y[:2000]
         problem.known, problem.unknown = known, np.setdiff1d(np.arange(2000), known)
-        problem.logistic = LogisticRegression(max_iter=300).fit(x[known], y[known])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it need not converge
+            problem.logistic = LogisticRegression(max_iter=50).fit(x[known], y[known])
         accuracies.append(float(problem.logistic.score(x[2000:], y[2000:])))
         if round < 5:
             spent, _, picks = PACKAGES[package][0](problem, name, 20, False)
@@ -193,6 +199,7 @@ def main() -> None:
             for name in ("dm2", "margin", "coreset", "badge"):
                 first, last, seconds = in_fresh_process(loop, package, name, options.data_dir)
                 lines.append((package, name, f"{first:.1%}", f"{last:.1%}", f"{seconds:.2f}"))
+                print(" | ".join(lines[-1]), flush=True)
         about, file = "MNIST, pool of 2,000, 20 labels a round", "mnist.md"
     else:
         lines = beside(options)

@@ -161,6 +161,7 @@ def test_one_candidate_a_budget_over_the_pool_and_no_label(kind) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         rows, utilities = query(strategy, candidates=[17], return_utilities=True)
+        assert len(query(strategy, candidates=[17, 20, 31], batch_size=2)) == 2  # fewer than k
     assert rows.tolist() == [17]
     assert np.isfinite(utilities[0]).sum() == 1
     with pytest.warns(UserWarning, match="'batch_size=99' is larger than number of candidates"):
