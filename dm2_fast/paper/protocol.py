@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -62,10 +62,39 @@ class Protocol:
             kept[what] = {name: all_of[name] for name in all_of if wanted is None or name in wanted}
         return replace(self, **kept)
 
+    def commands(self, keys: Iterable[tuple[str, str, int]]) -> list[str]:
+        """The commands that make the curves of these keys: one for all methods that have the same cells and seeds."""
+        of_method: dict[str, list[tuple[str, int]]] = {}
+        for cell, method, seed in sorted(keys):
+            of_method.setdefault(method, []).append((cell, seed))
+        groups: dict[tuple[tuple[str, ...], tuple[int, ...]], list[str]] = {}
+        for method in (name for name in self.methods if name in of_method):
+            found = of_method[method]
+            cells = tuple(cell for cell in self.cells if any(cell == name for name, _ in found))
+            groups.setdefault((cells, tuple(sorted({seed for _, seed in found}))), []).append(method)
+        protocol = self.name if (FOLDER / f"{self.name}.yaml").is_file() else f"{self.name}.yaml"
+        lines = []
+        for (cells, seeds), methods in groups.items():
+            line = f"dm2-fast bench {self.show} --protocol {protocol} --seeds {_ranges(seeds)}"
+            line += "" if cells == tuple(self.cells) else f" --cells {','.join(cells)}"
+            lines.append(line + ("" if methods == list(self.methods) else f" --methods {','.join(methods)}"))
+        return lines
+
     def fingerprint(self, cell: str, method: str) -> str:
         """Eight characters that differ where the options of a cell or a method differ."""
         content = json.dumps([self.cells[cell], self.methods[method]], sort_keys=True, default=str)
         return hashlib.sha256(content.encode()).hexdigest()[:8]
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """ "0-4,7" of rising numbers."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and parts[-1][-1] == number - 1:
+            parts[-1][1:] = [number]
+        else:
+            parts.append([number])
+    return ",".join("-".join(map(str, part)) for part in parts)
 
 
 def names(show: str) -> list[str]:

@@ -137,7 +137,10 @@ def write_comparison_of(config: ReportConfig, *, echo: Callable[[str], None]) ->
     for curve in _curves_of(runs):
         curves.setdefault(curve.key, curve)
     asked = Asked(str(config.against), config.measure)
-    write_comparison(config.output, list(curves.values()), asked, "comparison", echo=echo)
+    command = (
+        f"dm2-fast report {' '.join(map(str, config.folders))} --against {asked.against} --measure {asked.measure}"
+    )
+    write_comparison(config.output, list(curves.values()), asked, "comparison", [command], echo=echo)
     return config.output
 
 

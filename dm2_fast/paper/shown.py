@@ -44,7 +44,8 @@ def show(
     asked = Asked(protocol.against, protocol.primary, protocol.tested)
     curves = _in_order(protocol, curves)
     if any(curve.method == protocol.against for curve in curves):
-        write_comparison(folder, curves, asked, protocol.name, echo=echo)
+        commands = protocol.commands(curve.key for curve in curves)
+        write_comparison(folder, curves, asked, protocol.name, commands, echo=echo)
     if protocol.show.startswith("table"):
         from dm2_fast.paper.tables import write_table
 
@@ -64,10 +65,19 @@ def _in_order(protocol: Protocol, curves: Sequence[Curve]) -> list[Curve]:
 
 
 def write_comparison(
-    folder: Path, curves: Sequence[Curve], asked: Asked, title: str, *, echo: Callable[[str], None]
+    folder: Path,
+    curves: Sequence[Curve],
+    asked: Asked,
+    title: str,
+    commands: Sequence[str],
+    *,
+    echo: Callable[[str], None],
 ) -> None:
     """Write comparison.csv, comparison.md, curves.png, differences.png and, where they have a meaning, penalty.csv,
     penalty.png and ranks.png, and tell the table.
+
+    Args:
+        commands: What made the curves, as comparison.md says.
 
     Raises:
         ValueError: there is no curve to compare with.
@@ -75,7 +85,7 @@ def write_comparison(
     lines = compare(curves, asked.against, asked.measure, asked.tested)
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(folder / "comparison.csv", COLUMNS, [_row(line) for line in lines])
-    text = markdown(lines, bounds(curves), asked, title, curves)
+    text = markdown(lines, bounds(curves), asked, title, [*map(code, commands), *origins(curves)])
     pictures.draw_curves(folder / "curves.png", curves, asked.against, asked.measure, title)
     if lines:
         pictures.draw_differences(folder / "differences.png", lines, asked.against, title)
@@ -125,12 +135,19 @@ def _cell(value: object) -> object:
     return value
 
 
-def markdown(lines: Sequence[Line], limits: Sequence[Bound], asked: Asked, title: str, curves: Sequence[Curve]) -> str:
-    """The comparison as text: a table a cell, the best first."""
-    parts = [f"# {title}: {asked.measure} against {asked.against}\n"]
-    parts += [
-        f"- {one}" for one in sorted({f"{c.machine}; {c.versions}; commit {c.commit}" for c in curves if c.machine})
-    ]
+def code(command: str) -> str:
+    """A command as Markdown."""
+    return f"`{command}`"
+
+
+def origins(curves: Sequence[Curve]) -> list[str]:
+    """What curves were made with and when: machine, versions, commit, date, each once."""
+    return sorted({f"{c.machine}; {c.versions}; commit {c.commit}, {c.date}" for c in curves if c.machine})
+
+
+def markdown(lines: Sequence[Line], limits: Sequence[Bound], asked: Asked, title: str, made: Sequence[str]) -> str:
+    """The comparison as text: what made it, and a table a cell, the best first."""
+    parts = [f"# {title}: {asked.measure} against {asked.against}\n", *(f"- {line}" for line in made)]
     parts.append(
         "\nPoints (hundredths) of the mean height of the curve and of its last value, less those of "
         f"{asked.against}, with paired 95 % intervals; p of a permutation test of the area, and after Holm's correction"

@@ -6,7 +6,7 @@ from pathlib import Path
 from dm2_fast.experiment.folder.files import replacing
 from dm2_fast.paper.curves import Curve
 from dm2_fast.paper.protocol import Protocol
-from dm2_fast.paper.shown import mean_and_deviation, write_csv
+from dm2_fast.paper.shown import code, mean_and_deviation, origins, write_csv
 
 _TITLES = {
     "table1": "Table 1: last accuracy of every method (%)",
@@ -45,6 +45,8 @@ def write_table(folder: Path, protocol: Protocol, curves: Sequence[Curve]) -> No
     seeds = sorted({sum(c.key[:2] == (cell, method) for c in curves) for cell, method, _ in {c.key for c in curves}})
     each = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     text = [f"# {_TITLES[protocol.show]}\n", f"Protocol {protocol.name}; {each} seeds each, with 95 % intervals.\n"]
+    made = [*map(code, protocol.commands(curve.key for curve in curves)), *origins(curves)]
+    text += [*(f"- {line}" for line in made), ""]
     text += [f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *lines)]
     write_csv(folder / f"{protocol.show}.csv", ("cell", "measure", "method", "seeds", "mean", "shown"), rows)
     with replacing(folder / f"{protocol.show}.md") as partial:

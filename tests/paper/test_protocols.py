@@ -1,6 +1,7 @@
 """Every protocol that comes with the package: all its runs are well formed, and its command runs at toy size."""
 
 import csv
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from dm2_fast.experiment.config import resolve
 from dm2_fast.paper.full import full_config
 from dm2_fast.paper.probe import Probe
 from dm2_fast.paper.protocol import FOLDER, names, read_protocol
+from dm2_fast.paper.study import StudyConfig, jobs
 from dm2_fast.strategies import get
 
 ALL = sorted(file.stem for file in FOLDER.glob("*.yaml"))
@@ -94,3 +96,21 @@ def test_the_question_of_table_3_is_one_command() -> None:
         assert (resolve(plain).adversarial.train, twins.adversarial.train) == ("off", "round")
         assert (plain.strategy, plain.options) == (twins.strategy, twins.options)
     assert all(cell["attack"] == "autoattack" for cell in protocol.cells.values())
+
+
+def test_the_commands_of_curves_make_these_curves_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    protocol = read_protocol("small-probe")
+    everywhere = jobs(protocol.restricted(None, ["random", "margin"], [*range(25, 30), 40]))
+    here = jobs(protocol.restricted(["mnist-start20", "cifar10-start20"], ["badge"], [25]))
+    commands = protocol.commands([*everywhere, *here])
+    asked: list[StudyConfig] = []
+    monkeypatch.setattr("dm2_fast.commands.study", lambda config, echo: asked.append(config) or tmp_path)
+    for line in commands:
+        main(shlex.split(line)[1:])
+    made = [job for each in asked for job in jobs(protocol.restricted(each.cells, each.methods, each.seeds))]
+    assert {each.protocol for each in asked} == {"small-probe"}
+    assert sorted(made) == sorted([*everywhere, *here])
+    assert len(commands) == 2
+    assert "--seeds 25-29,40 " in commands[0]
