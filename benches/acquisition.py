@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import dm2_fast
 from dm2_fast.experiment import models
+from dm2_fast.experiment.machine import header
 from dm2_fast.model.passes import ForwardPass
 from dm2_fast.paper.clock import measured
 
@@ -118,6 +119,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["mobilenet", "resnet18", "vgg16", "cnn"])
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
+    print(header(torch.device("cpu")))
     x, y = images(args.data_dir, args.pool)
     print(f"{len(x)} images, {torch.get_num_threads()} threads, torch {torch.__version__}, {args.repeats} runs\n")
     print("| | images/s | features | neighbours | mixed | choose | preparation, s | all, s | times plain | peak, MB |")

@@ -24,6 +24,7 @@ from process import in_fresh_process
 
 import dm2_fast
 from dm2_fast import DM2Config, Neighbours
+from dm2_fast.experiment.machine import header
 from dm2_fast.operations.audit import recall_of
 from dm2_fast.paper.clock import measured
 
@@ -160,6 +161,7 @@ def main() -> None:
     parser.add_argument("--num-threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.num_threads)
+    print(header(torch.device("cpu")))
     if args.kinds:
         kinds(args)
     elif args.features is None:

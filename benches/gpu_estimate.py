@@ -21,6 +21,7 @@ from static_cost import DEVICES, cost, kernels
 from torch import Tensor
 
 import dm2_fast
+from dm2_fast.experiment.machine import header
 from dm2_fast.operations.knn import weights
 
 K = 10
@@ -117,6 +118,7 @@ def main() -> None:
     parser.add_argument("--lists", type=int, default=16)
     parser.add_argument("--measure", action="store_true", help="search on the CUDA device that is there, too")
     args = parser.parse_args()
+    print(header(torch.device("cpu")))
     x = torch.from_numpy(np.array(np.load(args.features, mmap_mode="r"), dtype=np.float32))
     compared, listed = shares(x, args.tiles, args.lists)
     m, d = x.shape

@@ -13,6 +13,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+import torch
+
+from dm2_fast.experiment.machine import header
+
 TORCH = "import torch"
 CORE = "import torch, dm2_fast; dm2_fast.select, dm2_fast.knn, dm2_fast.fgsm"
 RUN = f"{CORE}; dm2_fast.run"
@@ -50,6 +54,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--slowest", type=int, default=10)
     options = parser.parse_args()
+    print(header(torch.device("cpu")))
     seconds: dict[str, list[float]] = {name: [] for name in PROCESSES}
     for _ in range(options.repeats + 1):
         for name, arguments in PROCESSES.items():

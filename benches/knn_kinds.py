@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 import dm2_fast
+from dm2_fast.experiment.machine import header
 from dm2_fast.operations import cpp
 from dm2_fast.operations.knn import Metric, weights
 
@@ -162,6 +163,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=1000, metavar="Q", help="query rows of the plain loop")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
+    print(header(torch.device("cpu")))
     kinds = {"real features": (real(args.features), np.asarray)} | KINDS
     print(
         f"at most {args.rows} rows, k = {args.k}, {torch.get_num_threads()} threads; "

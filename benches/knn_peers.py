@@ -23,6 +23,7 @@ from process import in_fresh_process
 from torch import Tensor
 
 import dm2_fast
+from dm2_fast.experiment.machine import header
 from dm2_fast.operations.knn import weights
 from dm2_fast.paper.clock import measured
 
@@ -209,6 +210,7 @@ def main() -> None:
     parser.add_argument("--num-threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu", help="cuda, for those that run on a GPU")
     args = parser.parse_args()
+    print(header(torch.device(args.device)))
     m, d = load(args).shape
     queries = np.sort(np.random.default_rng(1).choice(m, min(m, args.sample), replace=False))
     where = platform.machine() if args.device == "cpu" else torch.cuda.get_device_name(args.device)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 import dm2_fast
+from dm2_fast.experiment.machine import header
 
 
 class Files(torch.utils.data.Dataset[Tensor]):
@@ -58,6 +59,7 @@ def cpu_seconds(run: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def main(images: int, size: int) -> None:
+    print(header(torch.device("cpu")))
     random = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / f"{i}.jpg" for i in range(images)]

@@ -17,6 +17,7 @@ import torch
 from process import in_fresh_process
 
 import dm2_fast
+from dm2_fast.experiment.machine import header
 from dm2_fast.paper.clock import measured
 
 
@@ -48,6 +49,7 @@ def main() -> None:
     names = ["rows", "dimensions", "neighbours"]
     parser.add_argument("--vary", nargs="+", default=names, choices=names)
     args = parser.parse_args()
+    print(header(torch.device("cpu")))
     m, d = np.load(args.features, mmap_mode="r").shape
     vary = {
         "rows": [m // 8, m // 4, m // 2, m],

@@ -24,6 +24,7 @@ from process import in_fresh_process
 import dm2_fast
 from dm2_fast.distributed import ring
 from dm2_fast.distributed.group import Group
+from dm2_fast.experiment.machine import header
 
 
 def rows_of(file: Path, rows: int, mix: bool) -> torch.Tensor:
@@ -80,6 +81,7 @@ def main() -> None:
     parser.add_argument("-k", type=int, default=10)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    print(header(torch.device("cpu")))
     print("| rows | search | CPU s of all | of one | s | MB sent by one |")
     print("|---|---|---|---|---|---|")
     for rows in args.rows:

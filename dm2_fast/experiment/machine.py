@@ -2,7 +2,9 @@
 
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -43,8 +45,20 @@ def reproducible(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def command() -> str:
+    """What was typed to start this process, as far as the process knows: its program and its arguments."""
+    program = Path(sys.argv[0])
+    if program.parent.name == "dm2_fast":
+        first = "python -m dm2_fast"
+    elif program.suffix == ".py":
+        first = f"python {program.parent.name}/{program.name}"
+    else:
+        first = program.name
+    return shlex.join([*first.split(), *sys.argv[1:]])
+
+
 def machine(device: torch.device) -> list[str]:
-    """What timings depend on: the processor, the threads, the versions, the commit; and today's date in UTC."""
+    """What made a result: the command; the processor and threads; the versions, the commit and the date in UTC."""
     model = next(
         (line.partition(":")[2].strip() for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")),
         platform.processor() or platform.machine(),
@@ -55,9 +69,15 @@ def machine(device: torch.device) -> list[str]:
     processors = f"{count(os.cpu_count() or 1, 'core')}, {count(torch.get_num_threads(), 'thread')}"
     installed = [f"{name} {version}" for name, version in versions()]
     return [
+        f"`{command()}`",
         f"{model}, {processors}{gpu}, {backends.extension()}",
         ", ".join([*installed, f"commit {commit.stdout.strip() or 'unknown'}", str(datetime.now(timezone.utc).date())]),
     ]
+
+
+def header(device: torch.device) -> str:
+    """`machine` as a Markdown list, to stand above a result."""
+    return "".join(f"- {line}\n" for line in machine(device))
 
 
 def _lines(file: Path) -> list[str]:

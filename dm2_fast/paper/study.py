@@ -248,6 +248,6 @@ def _stamp(folder: Path) -> list[tuple[str, int]]:
 
 
 def _origin() -> dict[str, Any]:
-    computer, installed = machine(torch.device("cpu"))
+    _, computer, installed = machine(torch.device("cpu"))
     versions, commit, date = installed.rsplit(", ", 2)
     return {"machine": computer, "versions": versions, "commit": commit.removeprefix("commit "), "date": date}
