@@ -200,9 +200,10 @@ def _samples(config: SelectConfig) -> tuple[list[str] | None, NDArray[Any], list
             raise ValueError("leave out --ids: the images of a folder are called by their file names")
         if config.layout != "nchw":
             raise ValueError("leave out --layout: it belongs to a .npy file, and images of a folder need none")
-        return read_images(config.pool, config.size, config.skip_damaged, config.workers)
-    if config.skip_damaged:
-        raise ValueError("leave out --skip-damaged: it belongs to a folder of images")
+        return read_images(config.pool, config.size or 224, config.skip_damaged, config.workers)
+    for name, given in (("skip-damaged", config.skip_damaged), ("size", config.size is not None)):
+        if given:
+            raise ValueError(f"leave out --{name}: it belongs to a folder of images")
     array = _array(config)
     return None if config.ids is None else read_ids(config.ids, len(array)), array, []
 

@@ -29,7 +29,8 @@ class SelectConfig:
             it.
         logits: With features, in place of a head: the model's outputs before the softmax, a .npy file of (m, C).
         probabilities: The same after the softmax, as predict_proba gives them.
-        size: Height and width that images of a folder get, resized and cropped as the evaluation on ImageNet does it.
+        size: Height and width that images of a folder get, resized and cropped as the evaluation on ImageNet does it;
+            null for 224.
         skip_damaged: Leave out images that cannot be read, and list them in damaged.txt.
         workers: Processes that read images; 0 reads in this one.
         layout: Order of the dimensions of a pool of images, (m, C, H, W) or (m, H, W, C).
@@ -69,7 +70,7 @@ class SelectConfig:
     head: str | None = None
     logits: Path | None = None
     probabilities: Path | None = None
-    size: int = 224
+    size: int | None = None
     skip_damaged: bool = False
     workers: int = 0
     layout: Literal["nchw", "nhwc"] = "nchw"
@@ -123,9 +124,9 @@ class SelectConfig:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {getattr(self, name)!r}")
         check_over(self.multilabel)
-        for name, least in (("budget", 1), ("size", 1), ("workers", 0), ("round", 0), ("seed", None)):
+        for name, least in (("budget", 1), ("workers", 0), ("round", 0), ("seed", None)):
             whole(name, getattr(self, name), least)
-        for name in ("batch_size", "threads"):
+        for name in ("size", "batch_size", "threads"):
             if getattr(self, name) is not None:
                 whole(name, getattr(self, name), 1)
         if self.memory is not None:

@@ -17,7 +17,7 @@ def read_ids(file: Path, m: int) -> list[str]:
         ValueError: it has no such column, or not one id for each row, all different.
     """
     if not file.is_file():
-        raise FileNotFoundError(f"ids must be a file, got {file}")
+        raise FileNotFoundError(f"ids: there is no file {file}")
     if file.suffix == ".npy":
         try:
             found = [str(value) for value in np.load(file, allow_pickle=False).tolist()]

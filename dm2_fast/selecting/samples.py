@@ -28,7 +28,7 @@ def open_array(name: str, file: Path) -> NDArray[Any]:
         ValueError: it is damaged, empty, or holds objects.
     """
     if not file.is_file():
-        raise FileNotFoundError(f"{name} must be a file, got {file}")
+        raise FileNotFoundError(f"{name}: there is no file {file}")
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy, zipfile and zlib each have their own
@@ -162,7 +162,7 @@ def read_labelled(
 def _lines(file: Path) -> Iterator[tuple[int, str, str | None, str]]:
     """(line number, row or id, label, column) of a text file, with names of the columns in its first line or not."""
     if not file.is_file():
-        raise FileNotFoundError(f"labelled must be a file, got {file}")
+        raise FileNotFoundError(f"labelled: there is no file {file}")
     with file.open(newline="", encoding="utf-8-sig") as text:
         try:
             lines = [(i, [cell.strip() for cell in line]) for i, line in enumerate(csv.reader(text), 1) if line]
@@ -207,7 +207,7 @@ def read_head(file: Path, features: NDArray[Any]) -> nn.Linear:
         ValueError: it is damaged, holds something else, or does not fit the features.
     """
     if not file.is_file():
-        raise FileNotFoundError(f"head must be a file, got {file}")
+        raise FileNotFoundError(f"head: there is no file {file}")
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             held = {name: np.asarray(arrays[name]) for name in arrays.files}
@@ -244,7 +244,7 @@ def load_weights(model: nn.Module, file: Path) -> None:
         ValueError: it holds something else, or does not fit the model; the message names what is missing or too much.
     """
     if not file.is_file():
-        raise FileNotFoundError(f"weights must be a file, got {file}")
+        raise FileNotFoundError(f"weights: there is no file {file}")
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and torch each have their own

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
-from torchvision import tv_tensors
 
 import dm2_fast
 from dm2_fast import DM2Config, select
@@ -107,6 +106,7 @@ def test_samples_of_every_dtype_and_stride_come_as_they_are(dtype: torch.dtype, 
 
 
 def test_images_of_torchvision_and_parameters_are_tensors() -> None:
+    tv_tensors = pytest.importorskip("torchvision.tv_tensors", reason="torchvision is in the extra run")
     for wrap in (tv_tensors.Image, lambda x: torch.nn.Parameter(x.float())):
         read = DatasetPool(Counted([wrap(image) for image in IMAGES])).read()
         assert type(read) is Tensor

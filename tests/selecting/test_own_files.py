@@ -293,6 +293,7 @@ def test_a_list_that_is_written_another_way_is_answered_in_one_sentence(
         (["--logits", "logits.npy", "--labelled", "cats.csv"], "got 'cat' (names of classes need --classes)"),
         (["--head", "features.npy"], "head must be a .npz file of weight and bias, got features.npy"),
         (["--head", "head.npz", "--skip-damaged"], "leave out --skip-damaged: it belongs to a folder of images"),
+        (["--head", "head.npz", "--size", "32"], "leave out --size: it belongs to a folder of images"),
         (["--logits", "few.npy"], "logits must be (m, C) with the 60 rows of features, got (4, 3)"),
         (["--logits", "logits.npy"], "this strategy needs the head: pass --head"),
         (["--head", "head.npz", "--ids", "few.csv"], "ids must name each of the 60 rows, got 1 in few.csv"),
