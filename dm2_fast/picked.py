@@ -62,6 +62,8 @@ def highest(scores: Tensor, budget: int, offset: int = 0) -> Tensor:
 
 def check_budget(budget: int, m: int, offset: int = 0) -> None:
     """Raise unless budget rows can be chosen from m."""
+    if m == 0:
+        raise ValueError("pool has no rows: there is nothing to choose from")
     if not 1 <= whole("budget", budget) <= m:
         raise ValueError(f"budget must be in [1, {m}] for a pool of {m} rows, got {budget}")
     if offset + budget > m:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 
 from dm2_fast import DM2Config, Round, select, select_from, strategies
 
@@ -36,7 +37,7 @@ QUICK = {"isal": strategies.isal.ISALConfig(steps=2, restarts=1), "vaal": strate
 @pytest.mark.parametrize("name", strategies.names())
 def test_every_strategy_works_from_features_and_head_or_says_what_it_lacks(name: str) -> None:
     lacks = dict.fromkeys(("bald", "entropy-bayesian", "batchbald", "qbc"), "model must have a dropout layer")
-    lacks["ll4al"] = "nothing stands between the model's input and its logits"
+    lacks["ll4al"] = "this strategy reads layers before the logits, and the model has none"
     if name in lacks:
         with pytest.raises(ValueError, match=lacks[name]):
             select_from(Round.from_arrays(F, **EVERYTHING), 5, name)
@@ -58,7 +59,11 @@ def test_without_a_head_what_needs_none_works_and_the_rest_says_so_first(
     needs |= {"batchbald", "ent-gn", "exp-gn", "qbc", "isal", "ll4al"}
     if name in needs:
         monkeypatch.setattr("dm2_fast.share.knn", None)  # nothing is computed before
-        with pytest.raises(ValueError, match=r"pass head=\(weight, bias\) to Round.from_arrays"):
+        inside = {"bald", "entropy-bayesian"}  # a linear head has no dropout
+        remedy = (
+            "there is no model: pass it and its samples" if name in inside else r"pass head=\(weight, bias\) to Round"
+        )
+        with pytest.raises(ValueError, match=remedy):
             select_from(asked, 5, name)
         return
     picked = select_from(asked, 5, name, QUICK.get(name))
@@ -125,6 +130,10 @@ class Sparse:
         (
             {"features": F, "head": CLASSIFIER},
             r"head is a LogisticRegression: pass \(classifier.coef_, classifier.int",
+        ),
+        (
+            {"features": F, "head": make_pipeline(CLASSIFIER)},
+            r"head is a Pipeline: pass lambda x: dm2_fast.logits_of\(",
         ),
         ({"features": F, "head": CLASSIFIER.coef_}, r"head is an ndarray: pass \(weight, bias\) of a linear layer"),
         ({"features": F, "head": (1, 2, 3)}, r"head is 3 values: pass \(weight, bias\)"),

@@ -379,6 +379,7 @@ def nan_in_row(row: int) -> nn.Module:
     ("change", "error", "message"),
     [
         ({"budget": 0}, ValueError, r"budget must be in \[1, 45\] for a pool of 45 rows, got 0"),
+        ({"pool": torch.utils.data.TensorDataset(torch.zeros(0, 3, 6, 6))}, ValueError, "pool has no rows"),
         ({"budget": 46}, ValueError, r"budget must be in \[1, 45\] for a pool of 45 rows, got 46"),
         ({"options": DM2Config(offset=40)}, ValueError, r"offset must be at most 35 for budget 10 of 45 rows, got 40"),
         ({"pool": torch.zeros(0, 3, 6, 6)}, ValueError, r"inputs must be a non-empty \(m, ...\) pool.*\(0, 3"),

@@ -88,21 +88,22 @@ def _read_labels(
         try:
             lines = list(csv.DictReader(file))
         except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{path} is damaged: it cannot be read as text ({error})") from error
+            raise ValueError(f"{path} cannot be read as UTF-8 text: save it as CSV UTF-8 ({error})") from error
     columns = set(lines[0]) if lines else set()
     if "label" not in columns or not ({"row"} if ids is None else {"row", "id"}) & columns:
         commas = " (separate the columns by commas)" if any(";" in str(name) for name in columns) else ""
-        raise ValueError(f"{path} must have the columns {', '.join(COLUMNS)} and a line for each row asked for{commas}")
+        key = "row" if ids is None else "row or id"
+        raise ValueError(f"{path} must have the columns {key} and label, and a line for each row asked for{commas}")
     called = {} if ids is None else {ids[row]: str(row) for row in rows}
     if not any((line["label"] or "").strip() for line in lines):
         return None
-    wanted, answers, wrong = {str(row) for row in rows}, dict[str, int](), list[str]()
+    wanted, answers, wrong, unknown = {str(row) for row in rows}, dict[str, int](), list[str](), False
     for number, line in enumerate(lines, start=2):
         row, name, label = ((line.get(key) or "").strip() for key in ("row", "id", "label"))
         row = row or called.get(name, name)
         whole = ": save the column as whole numbers" if row.endswith(".0") else ""
         if row not in wanted:
-            wrong.append(f"line {number}: row {shown(row)} was not asked for{whole}")
+            wrong.append(f"line {number}: row {shown(row)} was not asked for{whole or ' (leave the line out)'}")
         elif row in answers:
             wrong.append(f"line {number}: row {row} has a line already")
         elif not label:
@@ -111,10 +112,12 @@ def _read_labels(
             wrong.append(
                 f"line {number}: {shown(label)}, the label of row {row}, is no name or number of a class (? skips it)"
             )
+            unknown = True
         answers.setdefault(row, numbers.get(label, -1))
     missing = [str(row) for row in rows if str(row) not in answers]
     wrong += [f"row {row} has no line" for row in missing]
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ValueError(f"{path} cannot be used yet: " + "; ".join(wrong[:3]) + more)
+        named = f". The classes are {', '.join(classes[:10])}{' ...' if len(classes) > 10 else ''}" if unknown else ""
+        raise ValueError(f"{path} cannot be used yet: " + "; ".join(wrong[:3]) + more + named)
     return torch.tensor([answers[str(row)] for row in rows])

@@ -71,7 +71,9 @@ def find_blocks(model: nn.Module, batch: Batch) -> tuple[str, ...]:
         last.pop(size, None)
         last[size] = name
     if not last:
-        raise ValueError("nothing stands between the model's input and its logits that could be read")
+        raise ValueError(
+            "this strategy reads layers before the logits, and the model has none: choose another strategy"
+        )
     return tuple(last.values())[-MOST:]
 
 

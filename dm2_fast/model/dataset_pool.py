@@ -232,7 +232,7 @@ class _Store:
                 raise ValueError(
                     f"row {self.filled + i} of {name} is {_described(sample.shape, sample.dtype)}, and row 0 is "
                     f"{_described(self.shape, self.dtype)}: give the data set a transform that makes all samples "
-                    "alike, such as Resize and CenterCrop"
+                    f"alike, such as {'Resize and CenterCrop' if len(self.shape) > 1 else 'padding to one length'}"
                 )
         assert isinstance(samples, Tensor)  # those that differ among themselves differ from the first
         if self.held is not None:

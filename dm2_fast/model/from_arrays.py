@@ -25,8 +25,7 @@ class NoModel(FunctionModel):
 
 def _missing(_: object) -> NoReturn:
     raise ValueError(
-        "this strategy runs the model, and there is none: pass head=(weight, bias) to Round.from_arrays, "
-        "or a model to select"
+        "this strategy runs more than the head, and there is no model: pass it and its samples to dm2_fast.select"
     )
 
 
@@ -146,5 +145,7 @@ def _pair(head: Any) -> tuple[Any, Any]:
     remedy = "pass (weight, bias) of a linear layer, or the layer"
     if hasattr(head, "coef_") and hasattr(head, "intercept_"):
         remedy = "pass (classifier.coef_, classifier.intercept_)"
+    elif hasattr(head, "predict_proba"):
+        remedy = "pass lambda x: dm2_fast.logits_of(classifier.predict_proba(x))"
     got = f"{len(head)} values" if isinstance(head, (tuple, list)) else shown(head)
     raise TypeError(f"head is {got}: {remedy}")

@@ -33,6 +33,8 @@ class FunctionModel(nn.Module):
         if isinstance(returned, (tuple, list)) and len(returned) == 2:
             logits, features = (_as_tensor(value) for value in returned)
             return features.flatten(1), logits
+        if isinstance(returned, tuple) and returned and getattr(returned[0], "ndim", 0) > 1:
+            raise TypeError(f"model must return logits, or (logits, features), got a tuple of {len(returned)}")
         return None, _as_tensor(logits_in(returned))
 
     def features_and_logits(self, batch: Any) -> tuple[Tensor, Tensor]:
@@ -124,4 +126,5 @@ def _as_tensor(value: Any) -> Tensor:
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"model must return an array of (n, C) logits, or (logits, features), got {shown(value)}"
+            f"{' without logits' if isinstance(value, Mapping) else ''}"
         ) from error

@@ -77,7 +77,9 @@ def find_head(model: nn.Module, batch: Batch, head: str | nn.Module | None = Non
         ValueError: there is no such layer, or head is not a module of model.
     """
     if isinstance(model, NoModel):
-        raise ValueError("this strategy needs the head: pass head=(weight, bias) to Round.from_arrays")
+        raise ValueError(
+            "this strategy needs the head: pass head=(weight, bias) to Round.from_arrays, or a model to dm2_fast.select"
+        )
     if isinstance(model, FunctionModel):
         raise ValueError("a function has no head that runs on its own: pass the nn.Module that it calls")
     if head is not None:

@@ -56,6 +56,8 @@ def open_pool(
     if isinstance(pool, list):
         if pool and isinstance(pool[0], (str, Path)):
             raise TypeError(f"{name} is a list of names: {_OF_FILES}")
+        if pool and isinstance(pool[0], (Mapping, tuple)):
+            raise TypeError(f"{name} is a list of samples: pass a map-style Dataset of them, or an array of each input")
         raise TypeError(f"{name} is a list: make one array of it with torch.stack(...) or numpy.stack(...)")
     if hasattr(pool, "to_numpy"):  # tables of pandas and polars
         values: NDArray[Any] = pool.to_numpy()

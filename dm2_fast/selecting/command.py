@@ -23,6 +23,7 @@ from dm2_fast.experiment.folder.files import naming_file, unfinished
 from dm2_fast.experiment.folder.sheet import draw_chosen, short
 from dm2_fast.experiment.machine import reproducible, usable_device
 from dm2_fast.model.passes import ForwardPass
+from dm2_fast.model.pools import are_integers
 from dm2_fast.operations.arrays import ArrayLike, as_tensor
 from dm2_fast.operations.memory import plan
 from dm2_fast.operations.mix import Normalize
@@ -158,7 +159,7 @@ def _select(
     if echo:
         if damaged:
             echo(f"left out: {count(len(damaged), 'damaged image')}, see damaged.txt")
-        if picked.prepared is not None and picked.prepared.startswith("off: "):
+        if config.features is None and picked.prepared is not None and picked.prepared.startswith("off: "):
             echo(f"the model runs as it is, since it cannot be prepared, which costs speed: {picked.prepared[5:]}")
         if picked.audit is not None:
             echo(f"{picked.audit.path} neighbours: {picked.audit.why}")
@@ -201,10 +202,10 @@ def _samples(config: SelectConfig) -> tuple[list[str] | None, NDArray[Any], list
         if config.layout != "nchw":
             raise ValueError("leave out --layout: it belongs to a .npy file, and images of a folder need none")
         return read_images(config.pool, config.size or 224, config.skip_damaged, config.workers)
+    array = _array(config)
     for name, given in (("skip-damaged", config.skip_damaged), ("size", config.size is not None)):
         if given:
             raise ValueError(f"leave out --{name}: it belongs to a folder of images")
-    array = _array(config)
     return None if config.ids is None else read_ids(config.ids, len(array)), array, []
 
 
@@ -217,7 +218,7 @@ def _array(config: SelectConfig) -> NDArray[Any]:
         return features
     assert config.pool is not None
     pool = open_array("pool", config.pool)
-    if pool.dtype != np.uint8 and pool.dtype.kind != "f":
+    if pool.dtype != np.uint8 and pool.dtype.kind != "f" and not are_integers(pool):
         raise ValueError(f"pool must be uint8 or floating point, got {pool.dtype}")
     if pool.ndim < 2:
         raise ValueError(f"pool must be (m, ...), got shape {pool.shape}")

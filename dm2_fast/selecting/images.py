@@ -40,7 +40,8 @@ def read_images(
     others = [file.suffix.lower() for file in found if file.suffix.lower() in _OTHER_KINDS]
     names = [file.relative_to(folder).as_posix() for file in files]
     if not files:
-        raise FileNotFoundError(f"no image below {folder}: files must end in {', '.join(KINDS)}")
+        convert = f" (convert {', '.join(sorted(set(others)))} to .jpg)" if others else ""
+        raise FileNotFoundError(f"no image below {folder}: files must end in {', '.join(KINDS)}{convert}")
     if others:
         them = "it is" if len(others) == 1 else "they are"
         warnings.warn(

@@ -60,14 +60,17 @@ class RowNames:
         if column != "row" and text in self.rows:
             return self.rows[text]
         if column == "id":
-            raise ValueError(f"{where} no row has the id {text!r}")
+            raise ValueError(f"{where} no row has the id {text!r}{self._example()}")
         if not (text.isascii() and text.isdigit()):
             if column == "" and self.ids is not None and not remedy(text):
-                raise ValueError(f"{where} no row has the id {text!r}, and it is no row number")
+                raise ValueError(f"{where} no row has the id {text!r}, and it is no row number{self._example()}")
             raise ValueError(f"{where} row must be an integer from 0 on, got {text!r}{remedy(text)}")
         if int(text) >= self.m:
             raise ValueError(f"{where} row must be in [0, {self.m - 1}], got {int(text)}")
         return int(text)
+
+    def _example(self) -> str:
+        return f" (ids are such as {next(iter(self.rows))!r})" if self.rows else ""
 
 
 def remedy(text: str) -> str:

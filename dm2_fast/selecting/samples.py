@@ -28,7 +28,7 @@ def open_array(name: str, file: Path) -> NDArray[Any]:
         ValueError: it is damaged, empty, or holds objects.
     """
     if not file.is_file():
-        raise FileNotFoundError(f"{name}: there is no file {file}")
+        raise FileNotFoundError(f"{name}: there is no file {'or folder ' if name == 'pool' else ''}{file}")
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy, zipfile and zlib each have their own
@@ -36,7 +36,7 @@ def open_array(name: str, file: Path) -> NDArray[Any]:
         raise ValueError(f"{name} must be a .npy file of numbers, as numpy.save writes it, got {file}{why}") from error
     if not isinstance(array, np.ndarray):
         array.close()
-        raise ValueError(f"{name} must be a .npy file of one array, got {file}")
+        raise ValueError(f"{name} must be a .npy file of one array, as np.save writes it, got {file}")
     if array.size == 0:
         raise ValueError(f"{name} must not be empty, got shape {array.shape}")
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:
@@ -167,7 +167,7 @@ def _lines(file: Path) -> Iterator[tuple[int, str, str | None, str]]:
         try:
             lines = [(i, [cell.strip() for cell in line]) for i, line in enumerate(csv.reader(text), 1) if line]
         except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"labelled must be a text file or .npy, got {file} ({error})") from error
+            raise ValueError(f"labelled must be a file of UTF-8 text or .npy, got {file} ({error})") from error
     first = lines[0][1] if lines else []
     column = next((name for name in ("id", "row") if name in first), "")
     header = column != ""
@@ -192,6 +192,8 @@ def _separator(text: str) -> str:
 
 
 def _label(where: str, text: str) -> int:
+    if text == "":
+        raise ValueError(f"{where} there is no label: fill it in, or leave the line out")
     if not (text.isascii() and text.isdigit()):
         why = remedy(text) or (" (names of classes need --classes)" if text.isidentifier() else "")
         raise ValueError(f"{where} label must be an integer from 0 on, got {text!r}{why}")
@@ -220,7 +222,9 @@ def read_head(file: Path, features: NDArray[Any]) -> nn.Linear:
         except ValueError as error:
             raise ValueError(f"{error} in {file}") from error
     if set(held) != {"weight", "bias"}:
-        raise ValueError(f"head must hold weight and bias, got {', '.join(held) or 'nothing'} in {file}")
+        raise ValueError(
+            f"head must hold weight and bias, or coef_ and intercept_, got {', '.join(held) or 'nothing'} in {file}"
+        )
     weight, bias = held["weight"], held["bias"]
     d = features.shape[1]
     if weight.ndim != 2 or weight.shape[1] != d or weight.shape[0] < 2:

@@ -82,7 +82,7 @@ def with_pixel(value: float) -> dict[str, np.ndarray]:
         (with_pixel(np.nan), r"x must be in \[0, 1\] for floating point, got nan in row 33"),
         (with_pixel(255.0), r"x must be in \[0, 1\] for floating point, got 255.0 in row 33"),
         (with_pixel(-0.5), r"x must be in \[0, 1\] for floating point, got -0.5 in row 33"),
-        ({"layout": None}, r"layout must be 'nchw' or 'nhwc' for x of shape \(40, 6, 5, 3\), got nothing"),
+        ({"layout": None}, r"layout must be .* for x of shape \(40, 6, 5, 3\), got nothing: save it beside x"),
         ({"layout": np.array("chwn")}, "layout must be 'nchw' or 'nhwc' for x of shape .*, got chwn"),
         ({"layout": np.array([1, 2])}, r"layout must be 'nchw' or 'nhwc' for x of shape .*, got \[1, 2\]"),
         ({"y": np.arange(40) / 40}, "y must be integers, got float64"),

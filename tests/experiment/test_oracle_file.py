@@ -112,7 +112,10 @@ def test_labels_are_names_or_numbers_of_classes(answer: str, expected: list[int]
 @pytest.mark.parametrize(
     ("lines", "messages"),
     [
-        (["0,7,K", "1,2,A", "2,4,B"], ["line 2: 'K', the label of row 7, is no name or number of a class"]),
+        (
+            ["0,7,K", "1,2,A", "2,4,B"],
+            ["line 2: 'K', the label of row 7, is no name or number of a class", "The classes are A, B, C"],
+        ),
         (["0,7,A", "1,2,", "2,4,-1"], ["line 3: row 2 has no label", "line 4: '-1', the label of row 4"]),
         (
             ["0,7,A", "1,3,A", "2,4,B"],
@@ -133,7 +136,7 @@ def test_wrong_missing_and_extra_labels_are_refused_by_line(
 
 def test_a_file_without_its_columns_is_refused(tmp_path: Path) -> None:
     (tmp_path / "to_label.csv").write_text("7;A\n")
-    with pytest.raises(ValueError, match="must have the columns order, row, label"):
+    with pytest.raises(ValueError, match="must have the columns row and label, and a line"):
         ask_person(tmp_path, torch.tensor([7]), data_of(LETTERS))
 
 

@@ -200,6 +200,8 @@ def test_a_head_that_the_logits_do_not_come_from_is_refused() -> None:
         (type("Forest", (), {"predict_proba": None})(), "pass lambda batch: dm2_fast.logits_of"),
         (lambda batch: batch.long(), "model must return floating point logits, got torch.int64: return scores, not cl"),
         (lambda batch: "no", "model must return an array of (n, C) logits, or (logits, features), got 'no'"),
+        (lambda batch: {"out": batch}, "or (logits, features), got a dict without logits"),
+        (lambda batch: (batch, batch, batch), "must return logits, or (logits, features), got a tuple of 3"),
     ],
 )
 def test_what_is_no_model_gets_an_error_with_the_remedy(model: Any, message: str) -> None:

@@ -212,6 +212,7 @@ def test_a_sample_that_is_no_tensor_is_named_by_its_row(
     [
         (DataLoader(TensorDataset(IMAGES)), "pool is a DataLoader: pass its data set, loader.dataset"),
         (Stream(), "pool is an IterableDataset, which gives no sample by its row: pass a map-style Dataset"),
+        ([{"a": IMAGES[0]}], "pool is a list of samples: pass a map-style Dataset of them, or an array of each input"),
         ([IMAGES[0], IMAGES[1]], "pool is a list: make one array of it with torch.stack(...) or numpy.stack(...)"),
         (iter(IMAGES), "pool is a .*: pass a tensor, an array, or a map-style torch Dataset"),
         ("images", "pool is a name: pass a Dataset that reads the files, such as torchvision.datasets.ImageFolder"),

@@ -198,6 +198,28 @@ def test_damaged_images_are_named_and_left_out_where_asked(capsys: pytest.Captur
     Path("nothing").mkdir()
     arguments = ["nothing" if argument == "photos" else argument for argument in PHOTOS]
     assert error_of(arguments, capsys).startswith("no image below nothing: files must end in .jpg, .jpeg, .png")
+    Path("nothing/a.heic").write_bytes(b"no picture")
+    assert error_of(arguments, capsys).endswith("(convert .heic to .jpg)")
+    arguments = ["gone" if argument == "photos" else argument for argument in PHOTOS]
+    assert error_of(arguments, capsys) == "pool: there is no file or folder gone"
+
+
+def test_tokens_are_a_pool_whose_features_are_mixed(capsys: pytest.CaptureFixture[str]) -> None:
+    with Path("my_model.py").open("a") as file:
+        file.write(
+            "\n\ndef texts():\n    torch.manual_seed(0)\n    return nn.Sequential(nn.Embedding(50, 8), nn.Flatten(), "
+            "nn.Linear(56, 16), nn.ReLU(), nn.Linear(16, 3))\n"
+        )
+    tokens = np.random.default_rng(0).integers(0, 50, (40, 7))
+    np.save("tokens.npy", tokens)
+    arguments = ["select", "--pool", "tokens.npy", "--model", "my_model:texts", "--budget", "5"]
+    assert "the pool holds int64: mix their features, with --dm2.space features" in error_of(arguments, capsys)
+    main([*arguments, "--dm2.space", "features", "--output", "out"])
+    import my_model  # type: ignore[import-not-found]
+
+    picked = dm2_fast.select(my_model.texts(), tokens, 5, options=DM2Config(space="features"))
+    lines = csv.DictReader(Path("out/selected.csv").read_text().splitlines())
+    assert [int(line["row"]) for line in lines] == picked.indices.tolist()
 
 
 def arrays() -> LogisticRegression:
@@ -268,8 +290,12 @@ def test_the_model_of_a_run_chooses_from_a_pool_of_one_s_own(capsys: pytest.Capt
         ("row;label\n3;1\n", "line 1 of list.csv: got 'row;label': separate the columns by commas, not by semicolons"),
         ("3;1\n", "line 1 of list.csv: got '3;1': separate the columns by commas, not by semicolons"),
         ("row,label\n3;1\n", "must be row,label, got '3;1': separate the columns by commas, not by semicolons"),
-        ("id\nsample 99\n", "line 2 of list.csv: no row has the id 'sample 99'"),
-        ("sample 99\n", "line 1 of list.csv: no row has the id 'sample 99', and it is no row number"),
+        ("id\nsample 99\n", "line 2 of list.csv: no row has the id 'sample 99' (ids are such as 'sample 0')"),
+        (
+            "sample 99\n",
+            "line 1 of list.csv: no row has the id 'sample 99', and it is no row number (ids are such as 'sample 0')",
+        ),
+        ("row,label\n3,\n", "line 2 of list.csv: there is no label: fill it in, or leave the line out"),
         ("3\nsample 3\n", "line 2 of list.csv: row must be named once, got 3, which is in line 1 too"),
     ],
 )
@@ -295,7 +321,7 @@ def test_a_list_that_is_written_another_way_is_answered_in_one_sentence(
         (["--head", "head.npz", "--skip-damaged"], "leave out --skip-damaged: it belongs to a folder of images"),
         (["--head", "head.npz", "--size", "32"], "leave out --size: it belongs to a folder of images"),
         (["--logits", "few.npy"], "logits must be (m, C) with the 60 rows of features, got (4, 3)"),
-        (["--logits", "logits.npy"], "this strategy needs the head: pass --head"),
+        (["--logits", "logits.npy"], "this strategy needs the head: pass --head, or use --model and --pool"),
         (["--head", "head.npz", "--ids", "few.csv"], "ids must name each of the 60 rows, got 1 in few.csv"),
         (["--head", "head.npz", "--ids", "head.npz"], "ids must be a .csv or .npy file, got head.npz"),
         (["--head", "head.npz", "--ids", "rows.csv"], "ids must have a column id, got row in rows.csv"),

@@ -356,7 +356,7 @@ ERRORS: list[tuple[list[str], Any, str]] = [
     ([*HEAD, "--device", "abacus"], None, "device must be auto, cpu or a usable GPU, got 'abacus'"),
     ([*HEAD, "--output", "head.npz"], None, "head.npz is there already: name another --output"),
     (["--features", "no.npy", "--head", "head.npz"], None, "features: there is no file no.npy"),
-    (["--features", "head.npz", "--head", "head.npz"], None, "features must be a .npy file of one array, got head.npz"),
+    (["--features", "head.npz", "--head", "head.npz"], None, "features must be a .npy file of one array, as np.save writes it, got head"),
     (HEAD, lambda: damage("features.npy", b"no array"), "features must be a .npy file of numbers, as numpy.sav"),
     (HEAD, lambda: os.truncate("features.npy", 600), "features must be a .npy file of numbers, as numpy.sav"),
     (HEAD, lambda: np.save("features.npy", np.array([[{}]])), "features must be a .npy file of numbers, as numpy.sav"),
@@ -370,7 +370,7 @@ ERRORS: list[tuple[list[str], Any, str]] = [
     ([*HEAD, "--head", "pool.npy"], None, "head must be a .npz file of weight and bias"),
     (HEAD, lambda: damage("head.npz", b"PK no archive"), "head must be a .npz file of weight and bias, got head.npz"),
     (HEAD, lambda: os.truncate("head.npz", 100), "head must be a .npz file of weight and bias, got head.npz"),
-    (HEAD, lambda: np.savez("head.npz", w=1), "head must hold weight and bias, got w in head.npz"),
+    (HEAD, lambda: np.savez("head.npz", w=1), "head must hold weight and bias, or coef_ and intercept_, got w"),
     (HEAD, lambda: head(weight=np.ones((4, 7))), "weight of the head must be (C, 6) with at least two"),
     (HEAD, lambda: head(weight=np.ones((1, 6))), "must be (C, 6) with at least two classes, got shape (1, 6)"),
     (HEAD, lambda: head(bias=np.ones(3)), "bias of the head must be (4,), got shape (3,)"),
@@ -397,7 +397,7 @@ ERRORS: list[tuple[list[str], Any, str]] = [
     ([*POOL, "--weights", "weights.pt"], lambda: torch.save({"head.bias": torch.ones(3)}, "weights.pt"),
      "missing: body.weight, body.bias, head.weight; of another shape: head.bias ((3,), not (4,))"),
     ([*HEAD, "--labelled", "no.txt"], None, "labelled: there is no file no.txt"),
-    ([*HEAD, "--labelled", "weights.pt"], None, "labelled must be a text file or .npy, got weights.pt"),
+    ([*HEAD, "--labelled", "weights.pt"], None, "labelled must be a file of UTF-8 text or .npy, got weights.pt"),
     ([*HEAD, "--labelled", "pool.npy"], None, "labelled must be one row number after the other, got shape"),
 ]  # fmt: skip
 LISTS = [
@@ -410,7 +410,7 @@ LISTS = [
     ("7,1\n8\n", "labelled, line 2 of list.txt: must be row,label, got '8'"),
     ("7,1,2\n", "labelled, line 1 of list.txt: must be row,label, got '7,1,2'"),
     ("7,1\n8,cat\n", "labelled, line 2 of list.txt: label must be an integer from 0 on, got 'cat'"),
-    ("7,1\n8,\n", "labelled, line 2 of list.txt: label must be an integer from 0 on, got ''"),
+    ("7,1\n8,\n", "labelled, line 2 of list.txt: there is no label: fill it in, or leave the line out"),
 ]
 
 

@@ -79,7 +79,7 @@ def test_blocks_are_the_last_at_each_size_of_the_maps(model: Net, images: Tensor
     vectors = nn.Sequential(nn.Flatten(), nn.Linear(32, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
     assert find_blocks(vectors, images[:2]) == ("2", "4")
     assert find_blocks(nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 3)), torch.rand(2, 4)) == ("0",)
-    with pytest.raises(ValueError, match="nothing stands between the model's input and its logits"):
+    with pytest.raises(ValueError, match="reads layers before the logits, and the model has none"):
         find_blocks(nn.Linear(4, 3), torch.rand(2, 4))
     deep = nn.Sequential(*[nn.Sequential(nn.Conv2d(2, 2, 1), nn.MaxPool2d(2)) for _ in range(6)], nn.Flatten())
     deep.append(nn.Linear(8, 3))

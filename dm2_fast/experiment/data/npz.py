@@ -63,6 +63,9 @@ def _arrays(path: Path, names: Sequence[str] | None = None) -> dict[str, NDArray
     """The arrays in a file, those of these names if it has them, or all."""
     try:
         with path.open("rb") as file:
+            if not file.read(6).startswith((b"PK", b"\x93NUMPY")):  # numpy would take it for a pickle
+                raise ValueError("it is no .npz file")
+            file.seek(0)
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("it holds one array without a name")
@@ -163,7 +166,10 @@ def _images(name: str, x: NDArray[Any], layout: NDArray[Any] | None) -> NDArray[
         return x
     stated = "nothing" if layout is None else layout.tolist()
     if stated not in ("nchw", "nhwc"):
-        raise ValueError(f"layout must be 'nchw' or 'nhwc' for {name} of shape {x.shape}, got {stated}")
+        raise ValueError(
+            f"layout must be 'nchw' or 'nhwc' for {name} of shape {x.shape}, got {stated}: save it beside {name}, "
+            "np.savez(..., layout='nhwc')"
+        )
     return np.moveaxis(x, 1, -1) if stated == "nchw" else x
 
 
