@@ -36,7 +36,7 @@ def open_array(name: str, file: Path) -> NDArray[Any]:
         raise ValueError(f"{name} must be a .npy file of numbers, as numpy.save writes it, got {file}{why}") from error
     if not isinstance(array, np.ndarray):
         array.close()
-        raise ValueError(f"{name} must be a .npy file of one array, as np.save writes it, got {file}")
+        raise ValueError(f"{name} must be a .npy file of one array, as numpy.save writes it, got {file}")
     if array.size == 0:
         raise ValueError(f"{name} must not be empty, got shape {array.shape}")
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:
