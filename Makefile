@@ -52,8 +52,9 @@ test-adapters: install-test  ## the adapters with the packages that they are for
 	$(ADAPTERS)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints-adapters.txt --no-deps baal
 	$(ADAPTERS)/bin/python -m pytest -W ignore::DeprecationWarning -W ignore::FutureWarning tests/adapters
 
-# Without the extras, so without the tests that need scipy or torchvision.
-CORE := tests/operations tests/model --ignore tests/operations/test_mix.py --ignore tests/model/test_preparation.py
+# Without the extras, so without the tests that need scipy, scikit-learn or torchvision.
+CORE := tests/operations tests/model --ignore tests/operations/test_mix.py --ignore tests/model/test_preparation.py \
+	-k "not alpha-mix and not prob-cover"
 test-core:  ## the core alone, without any extra, with the oldest torch and with the newest
 	for pins in constraints-oldest.txt constraints.txt; do \
 		env=build/core-$$(basename $$pins .txt); \

@@ -176,7 +176,9 @@ def loop(package: str, name: str, folder: Path) -> tuple[float, float, float]:
             problem.logistic = LogisticRegression(max_iter=50).fit(x[known], y[known])
         accuracies.append(float(problem.logistic.score(x[2000:], y[2000:])))
         if round < 5:
-            spent, _, picks = PACKAGES[package][0](problem, name, 20, False)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                spent, _, picks = PACKAGES[package][0](problem, name, 20, False)
             seconds += spent
             known = np.concatenate([known, picks])
     return accuracies[0], accuracies[-1], seconds

@@ -17,7 +17,7 @@ from dm2_fast.operations.probabilities import logits_of
 from dm2_fast.round import Picked, Round, check_budget
 from dm2_fast.strategies import get
 from dm2_fast.strategies.dm2 import DM2Config
-from dm2_fast.strategy import FEATURES, LABELLED
+from dm2_fast.strategy import FEATURES, LABELLED, Strategy
 
 # Probabilities (n, C) of a batch as the data has it; and, with the second argument True, its features (n, d) too.
 Predict = Callable[[Any, bool], Any]
@@ -111,8 +111,13 @@ def choose(
         assert predict is not None
         options = replace(options, k=min(options.k, m - 1))
         return select_from(_mixing(pool, predict, embeds, ties="random", **given), budget, found, options)
-    arrays = _arrays(pool, labelled, predict, embeds, FEATURES in found.passes)
+    arrays = _arrays(pool, labelled, predict, embeds, compares(found, options))
     return select_from(Round.from_arrays(**arrays, ties="random", **given), budget, found, options)
+
+
+def compares(strategy: Strategy, options: Any) -> bool:
+    """Whether a strategy with these options looks at features: itself, or for a batch that is spread over them."""
+    return FEATURES in strategy.passes or getattr(options, "batch", "highest") != "highest"
 
 
 def utilities(picked: Picked, m: int) -> NDArray[np.float64]:

@@ -1,9 +1,10 @@
 """Strategies of ours as query strategies of scikit-activeml.
 
-Utilities are the scores of a strategy. CoreSet, CoreGCN, Badge and ProbCover choose one sample after another and score
-none on its own: their utilities are the order of choice, the batch size for the sample chosen first, 1 for the last, 0
-for those not chosen. They depend on all candidates at once, as those of DM2 and the graph networks do, so that
-`ParallelUtilityEstimationWrapper`, which cuts the candidates into parts, changes what is chosen.
+Utilities are the scores of a strategy. CoreSet, CoreGCN, Badge, ProbCover, ClusterMargin and any strategy with
+batch="kmeans" choose one sample after another: their utilities are the order of choice, the batch size for the sample
+chosen first, 1 for the last, 0 for those not chosen. They depend on all candidates at once, as those of DM2 and the
+graph networks do, so that `ParallelUtilityEstimationWrapper`, which cuts the candidates into parts, changes what is
+chosen.
 """
 
 from typing import Any, ClassVar
@@ -11,15 +12,18 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dm2_fast import extras
-from dm2_fast.adapters.classifier import Predict, Rows, choose, utilities
+from dm2_fast.adapters.classifier import Predict, Rows, choose, compares, utilities
 from dm2_fast.operations.knn import Metric
 from dm2_fast.operations.mix import Mix
 from dm2_fast.strategies import get
+from dm2_fast.strategies.cluster_margin import ClusterMarginConfig
 from dm2_fast.strategies.core_gcn import CoreGCNConfig
 from dm2_fast.strategies.dm2 import DM2Config
+from dm2_fast.strategies.entropy import EntropyConfig
+from dm2_fast.strategies.least_confidence import LeastConfidenceConfig
+from dm2_fast.strategies.margin import MarginConfig
 from dm2_fast.strategies.prob_cover import ProbCoverConfig
 from dm2_fast.strategies.uncertain_gcn import UncertainGCNConfig
-from dm2_fast.strategy import FEATURES
 
 with extras.needed("skactiveml", "dm2_fast.adapters.skactiveml"):
     from skactiveml.base import SingleAnnotatorPoolQueryStrategy, SkactivemlClassifier
@@ -34,7 +38,8 @@ with extras.needed("skactiveml", "dm2_fast.adapters.skactiveml"):
     from sklearn.base import clone
 
 __all__ = [
-    "DM2", "Badge", "CoreGCN", "CoreSet", "Entropy", "LeastConfidence", "Margin", "ProbCover", "Random", "UncertainGCN",
+    "DM2", "Badge", "ClusterMargin", "CoreGCN", "CoreSet", "Entropy", "LeastConfidence", "Margin", "ProbCover",
+    "Random", "UncertainGCN",
 ]  # fmt: skip
 
 
@@ -133,8 +138,9 @@ class _QueryStrategy(SingleAnnotatorPoolQueryStrategy):  # type: ignore[misc]  #
         if fit_clf:
             weights = () if sample_weight is None else (sample_weight,)
             clf = clone(clf).fit(X, y, *weights)
-        compares = FEATURES in get(self._strategy).passes
-        embeds = compares and (flag is not None or isinstance(clf.predict_proba(X[:1]), tuple))
+        embeds = compares(get(self._strategy), self._options()) and (
+            flag is not None or isinstance(clf.predict_proba(X[:1]), tuple)
+        )
         if not (self._reads_clf or embeds):
             return None, False
 
@@ -151,22 +157,45 @@ class Random(_QueryStrategy):
     _strategy, _reads_clf = "random", False
 
 
-class LeastConfidence(_QueryStrategy):
+class _Scoring(_QueryStrategy):
+    """What scores samples by their probabilities, with the option `batch` of its strategy."""
+
+    def __init__(
+        self,
+        batch: str = "highest",
+        clf_embedding_flag_name: str | dict[str, Any] | None = None,
+        missing_label: Any = MISSING_LABEL,
+        random_state: Any = None,
+    ) -> None:
+        super().__init__(clf_embedding_flag_name, missing_label, random_state)
+        self.batch = batch
+
+
+class LeastConfidence(_Scoring):
     """Choose the lowest maximum of the class probabilities."""
 
     _strategy = "least-confidence"
 
+    def _options(self) -> LeastConfidenceConfig:
+        return LeastConfidenceConfig(self.batch)  # type: ignore[arg-type]  # which it checks
 
-class Entropy(_QueryStrategy):
+
+class Entropy(_Scoring):
     """Choose the highest entropy of the class probabilities."""
 
     _strategy = "entropy"
 
+    def _options(self) -> EntropyConfig:
+        return EntropyConfig(self.batch)  # type: ignore[arg-type]  # which it checks
 
-class Margin(_QueryStrategy):
+
+class Margin(_Scoring):
     """Choose the smallest gap between the two largest class probabilities."""
 
     _strategy = "margin"
+
+    def _options(self) -> MarginConfig:
+        return MarginConfig(self.batch)  # type: ignore[arg-type]  # which it checks
 
 
 class CoreSet(_QueryStrategy):
@@ -179,6 +208,27 @@ class Badge(_QueryStrategy):
     """Choose by k-means++ on the gradients that the predicted label would cause at the head."""
 
     _strategy = "badge"
+
+
+class ClusterMargin(_QueryStrategy):
+    """Choose small margins in turn from clusters, found anew in each query, by the options of `ClusterMarginConfig`."""
+
+    _strategy = "cluster-margin"
+
+    def __init__(
+        self,
+        candidates: int = 10,
+        size: int = 10,
+        clf_embedding_flag_name: str | dict[str, Any] | None = None,
+        missing_label: Any = MISSING_LABEL,
+        random_state: Any = None,
+    ) -> None:
+        super().__init__(clf_embedding_flag_name, missing_label, random_state)
+        self.candidates = candidates
+        self.size = size
+
+    def _options(self) -> ClusterMarginConfig:
+        return ClusterMarginConfig(self.candidates, self.size)
 
 
 class UncertainGCN(_QueryStrategy):

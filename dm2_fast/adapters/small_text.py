@@ -8,9 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from dm2_fast import extras
-from dm2_fast.adapters.classifier import Predict, Rows, choose, utilities
+from dm2_fast.adapters.classifier import Predict, Rows, choose, compares, utilities
 from dm2_fast.strategies import get
-from dm2_fast.strategy import FEATURES
 
 with extras.needed("small-text", "dm2_fast.adapters.small_text"):
     from small_text.query_strategies import QueryStrategy
@@ -91,7 +90,7 @@ class Acquisition(QueryStrategy):  # type: ignore[misc]  # of a package without 
                 return clf.predict_proba(_Features(batch))
 
             return Rows(dataset.x, unlabelled), Rows(dataset.x, labelled), of_features
-        if FEATURES not in get(self.strategy).passes:
+        if not compares(get(self.strategy), self.options):
 
             def of_texts(rows: Any, embeds: bool) -> Any:
                 return clf.predict_proba(dataset[rows])

@@ -19,6 +19,8 @@ from dm2_fast.progress import tqdm
 
 MEMORY = 2**31  # bytes of decoded samples that are kept in memory; more are kept in a temporary file
 _READ_TOGETHER = 16  # samples that a worker reads before it hands them over
+_MOST_TOGETHER = 256  # of small ones
+_SMALL = 2**15  # numbers that torch copies in one thread
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # what holds them, by bytes of a value
 
 
@@ -82,23 +84,28 @@ class DatasetPool:
         if m == 0:
             raise ValueError(f"{self.name} must hold at least one sample, got an empty {type(self.dataset).__name__}")
         stores: dict[str | int, _Store] = {}
+        turns = _Turns(m)
         loader: DataLoader[Any] = DataLoader(
             _Named(self.dataset, self.entries, self.name),
-            _READ_TOGETHER,
+            batch_sampler=turns,
             num_workers=self.num_workers,
-            collate_fn=_stacked,
+            collate_fn=_as_read,
             generator=torch.Generator().manual_seed(0),  # its own: the random state of the caller stays as it is
         )
-        with torch.random.fork_rng([]), ExitStack() as files:
-            for parts in tqdm(
-                self._batches(loader), "read", len(loader), leave=False, disable=None if self.progress else True
-            ):
+        with (
+            torch.random.fork_rng([]),
+            ExitStack() as files,
+            tqdm(desc="read", total=m, leave=False, disable=None if self.progress else True) as bar,
+        ):
+            for parts in self._batches(loader):
                 if isinstance(parts, _Failure):
                     raise parts.error()
                 for key, samples in parts.items():
                     if key not in stores:
                         stores[key] = _Store(samples[0], m, self.memory // len(parts), files)
                     stores[key].add(samples, self.name if len(parts) == 1 else f"{self.name}[{key!r}]")
+                bar.update(len(samples))
+                turns.size = max(_READ_TOGETHER, min(_MOST_TOGETHER, _SMALL // max(1, samples[0].numel())))
             tensors = {key: store.tensor() for key, store in stores.items()}
         if self.entries is None:
             return next(iter(tensors.values()))
@@ -122,6 +129,20 @@ class DatasetPool:
             ) from error
 
 
+class _Turns:
+    """The rows in order, in batches whose size may change on the way."""
+
+    def __init__(self, m: int) -> None:
+        self.m, self.size = m, _READ_TOGETHER
+
+    def __iter__(self) -> Iterator[list[int]]:
+        start = 0
+        while start < self.m:
+            rows = list(range(start, min(self.m, start + self.size)))
+            start += len(rows)
+            yield rows
+
+
 @dataclass(frozen=True)
 class _Failure:
     """What went wrong in a data set, as it crosses from one process to another."""
@@ -142,17 +163,25 @@ class _Named(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
-    def __getitem__(self, row: int) -> "dict[str | int, Tensor] | _Failure":
+    def __getitems__(self, rows: Sequence[int]) -> "dict[str | int, Tensor | list[Tensor]] | _Failure":
+        samples: list[Any] = []
         try:
-            sample = self.dataset[row]
+            for row in rows:
+                samples.append(self.dataset[row])
         except Exception as error:
             said = f": {error}" if str(error) else ""
             return _Failure("RuntimeError", f"{self.name} raised {type(error).__name__} when asked for row {row}{said}")
+        stacked = _small_tensors(samples) if self.entries is None else None
+        if stacked is not None:
+            return {0: stacked}
+        named = []
         try:
-            found, others = self._inputs(row, sample)
-            return {key: self._tensor(row, value, others) for key, value in found.items()}
+            for row, sample in zip(rows, samples, strict=True):
+                found, others = self._inputs(row, sample)
+                named.append({key: self._tensor(row, value, others) for key, value in found.items()})
         except (TypeError, ValueError) as error:
             return _Failure(type(error).__name__, str(error))
+        return {key: _together([inputs[key] for inputs in named]) for key in named[0]}
 
     def _inputs(self, row: int, sample: Any) -> tuple[dict[str | int, Any], list[str | int]]:
         """The inputs of the model in a sample, and the names of its other entries that are arrays."""
@@ -189,12 +218,25 @@ class _Named(Dataset[Any]):
         raise TypeError(f"row {row} of {self.name} is {shown(value)}: {remedy}")
 
 
-def _stacked(samples: Sequence[Any]) -> "dict[str | int, Tensor | list[Tensor]] | _Failure":
-    """The samples that a worker read, together where their shapes agree."""
-    for sample in samples:
-        if isinstance(sample, _Failure):
-            return sample
-    return {key: _together([sample[key] for sample in samples]) for key in samples[0]}
+def _as_read(samples: Any) -> Any:
+    return samples
+
+
+def _small_tensors(samples: Sequence[Any]) -> Tensor | None:
+    """The samples, or their first entries, in one tensor, if they are few numbers each: looking at each costs more then
+    than reading it. None where they are anything else, or something is wrong with one.
+    """
+    values = [sample[0] if type(sample) is tuple and sample else sample for sample in samples]
+    first = values[0]
+    if type(first) is not Tensor or len(values) * first.numel() > _SMALL or first.element_size() not in _BITS:
+        return None
+    if any(type(each) is not Tensor or each.shape != first.shape or each.dtype != first.dtype for each in values):
+        return None
+    try:
+        with torch.no_grad():
+            return as_tensor(torch.stack(values), "samples").cpu()
+    except (TypeError, RuntimeError):
+        return None
 
 
 def _together(values: list[Tensor]) -> Tensor | list[Tensor]:
@@ -227,7 +269,7 @@ class _Store:
 
     def add(self, samples: Tensor | list[Tensor], name: str) -> None:
         """The next samples."""
-        for i, sample in enumerate(samples):
+        for i, sample in enumerate(samples if isinstance(samples, list) else samples[:1]):
             if sample.shape != self.shape or sample.dtype != self.dtype:
                 raise ValueError(
                     f"row {self.filled + i} of {name} is {_described(sample.shape, sample.dtype)}, and row 0 is "

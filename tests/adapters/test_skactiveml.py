@@ -24,7 +24,7 @@ from dm2_fast.adapters import skactiveml as ours
 ALL = [getattr(ours, name) for name in ours.__all__]
 NOT_READING = {"Random", "CoreSet", "CoreGCN", "UncertainGCN"}
 SCORING = [ours.DM2, ours.Entropy, ours.LeastConfidence, ours.Margin, ours.Random, ours.UncertainGCN]
-IN_TURN = [ours.Badge, ours.CoreGCN, ours.CoreSet, ours.ProbCover]
+IN_TURN = [ours.Badge, ours.ClusterMargin, ours.CoreGCN, ours.CoreSet, ours.ProbCover]
 
 rng = np.random.default_rng(0)
 CENTRES = rng.standard_normal((3, 4))
@@ -228,6 +228,21 @@ def test_dm2_is_algorithm_1_by_hand() -> None:
     scores = 1 - clf.predict_proba(mixed).max(1)
     np.testing.assert_allclose(utilities[0][UNKNOWN], scores, atol=1e-12)
     np.testing.assert_array_equal(rows, UNKNOWN[(-scores).argsort()[:5]])
+
+
+@pytest.mark.parametrize("kind", [ours.Margin, ours.LeastConfidence, ours.Entropy])
+def test_a_batch_is_spread_over_the_samples_by_k_means(kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    clf, seeds, choose = classifier().fit(SMALL, labels()), [], ours.choose
+    monkeypatch.setattr(ours, "choose", lambda *given, seed: seeds.append(seed) or choose(*given, seed=seed))
+    rows, utilities = query(kind(batch="kmeans", random_state=3), clf=clf, batch_size=4, return_utilities=True)
+    asked = dm2_fast.Round.from_arrays(
+        SMALL[UNKNOWN], probabilities=clf.predict_proba(SMALL[UNKNOWN]), seed=seeds[0], ties="random"
+    )
+    strategy = dm2_fast.strategies.get(kind._strategy)
+    expected = dm2_fast.select_from(asked, 4, strategy, strategy.options(batch="kmeans")).indices.numpy()
+    np.testing.assert_array_equal(rows, UNKNOWN[expected])
+    np.testing.assert_array_equal(utilities[0][rows], [4, 3, 2, 1])
+    assert rows.tolist() != query(kind(random_state=3), clf=clf, batch_size=4).tolist()
 
 
 @pytest.mark.parametrize(

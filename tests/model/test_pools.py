@@ -88,9 +88,10 @@ def test_reading_starts_no_operation_that_waits_for_other_threads() -> None:
             seen.add(str(func))
             return func(*args, **(kwargs or {}))
 
+    images = torch.randint(0, 256, (48, 3, 32, 32), dtype=torch.uint8)  # torch would copy 16 by several threads
     with Watch():
-        read = DatasetPool(Counted(IMAGES)).read()
-    assert torch.equal(read, IMAGES)  # type: ignore[arg-type]
+        read = DatasetPool(Counted(images)).read()
+    assert torch.equal(read, images)  # type: ignore[arg-type]
     assert not seen & {"aten.stack.default", "aten.cat.default", "aten.copy_.default", "aten.clone.default"}
 
 
@@ -103,6 +104,21 @@ def test_samples_of_every_dtype_and_stride_come_as_they_are(dtype: torch.dtype, 
     assert isinstance(read, Tensor)
     assert read.dtype == dtype
     assert torch.equal(read, turned)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_small_samples_are_read_many_together(workers: int) -> None:
+    rows = torch.randn(1000, 5, generator=torch.Generator().manual_seed(2))
+    for kind in ("tensor", "tuple", "dict"):
+        samples = Counted(rows, kind)
+        assert torch.equal(DatasetPool(samples, num_workers=workers).read(), rows)  # type: ignore[arg-type]
+        assert workers or set(samples.reads.values()) == {1}
+    ragged = [*rows[:600], torch.zeros(4), *rows[600:]]
+    with pytest.raises(ValueError, match=r"row 600 of pool is float32 of shape \(4,\), and row 0 is float32"):
+        DatasetPool(Counted(ragged), num_workers=workers).read()
+    strange = [*rows[:600], torch.zeros(5).to_sparse(), *rows[600:]]
+    with pytest.raises(TypeError, match="row 600 of pool must be a dense tensor"):
+        DatasetPool(Counted(strange), num_workers=workers).read()
 
 
 def test_images_of_torchvision_and_parameters_are_tensors() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dm2_fast import Round, draws, select_from
 from dm2_fast.model.passes import ForwardPass
-from dm2_fast.operations.nearest import nearest_squared
+from dm2_fast.operations.nearest import lower_to_nearest, nearest_squared
 from dm2_fast.strategies import badge, graph_network, prob_cover
 from dm2_fast.strategies.core_gcn import CoreGCNConfig
 from dm2_fast.strategies.k_center import k_center_greedy
@@ -56,7 +56,8 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
 def naive_k_center(x: Tensor, centres: Tensor, budget: int) -> list[int]:
     picks: list[int] = []
     for _ in range(budget):
-        far = squared_distances(x, torch.cat([centres, x[picks]])).amin(1)
+        taken = torch.cat([centres, x[picks]])
+        far = squared_distances(x, taken).amin(1) if len(taken) else torch.full((len(x),), torch.inf)
         far[picks] = -1
         picks.append(int(np.flatnonzero(far.numpy() == far.max().item())[0]))
     return picks
@@ -68,11 +69,12 @@ def naive_k_center(x: Tensor, centres: Tensor, budget: int) -> list[int]:
 def test_k_center_takes_the_farthest_row_and_never_one_twice(d: int, dtype: torch.dtype, threads: int) -> None:
     x, centres = rows(300, d).to(dtype), rows(7, d, 1).to(dtype)
     distances = nearest_squared(x, centres, num_threads=threads)
+    before = distances.clone()
     torch.testing.assert_close(distances.double(), squared_distances(x, centres).amin(1), rtol=1e-5, atol=0)
     budget = 300 if d == 37 else 40
     picks = k_center_greedy(x, budget, distances, num_threads=threads)
     assert len(set(picks.tolist())) == budget
-    assert (distances[picks] == -1).all()
+    assert torch.equal(distances, before)
     true = squared_distances(x, x[picks])
     nearest = squared_distances(x, centres).amin(1)
     for step, row in enumerate(picks.tolist()):
@@ -84,6 +86,28 @@ def test_k_center_breaks_exact_ties_to_the_lower_row() -> None:
     x = torch.tensor([[0.0], [2.0], [-2.0], [2.0], [1.0], [0.0]])
     distances = nearest_squared(x, torch.zeros(1, 1))
     assert k_center_greedy(x, 6, distances).tolist() == naive_k_center(x, torch.zeros(1, 1), 6) == [1, 2, 4, 0, 3, 5]
+
+
+@pytest.mark.parametrize("more", [1, 7, 1000])
+@pytest.mark.parametrize("labelled", [0, 3])
+def test_k_center_looks_only_at_rows_that_may_be_the_farthest(
+    more: int, labelled: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small whole numbers, so that distances are exact and most of them are shared by several rows."""
+    x = torch.randint(-3, 4, (200, 3), generator=torch.Generator().manual_seed(more)).float()
+    centres = x[:labelled]
+    monkeypatch.setattr("dm2_fast.strategies.k_center._MORE_ROWS", more)
+    looked_at = []
+    monkeypatch.setattr(
+        "dm2_fast.strategies.k_center.lower_to_nearest",
+        lambda rows, *others, **compute: looked_at.append(len(rows)) or lower_to_nearest(rows, *others, **compute),
+    )
+    picks = k_center_greedy(x, 60, nearest_squared(x, centres))
+    assert picks.tolist() == naive_k_center(x, centres, 60)
+    assert (max(looked_at[2:12]) < len(x)) == (more < 1000)
+    barred = nearest_squared(x, x[:3])
+    barred[50:] = -1
+    assert sorted(k_center_greedy(x, 50, barred).tolist()) == list(range(50))
 
 
 def test_k_center_keeps_the_digits_of_near_rows() -> None:
