@@ -356,7 +356,7 @@ ERRORS: list[tuple[list[str], Any, str]] = [
     ([*HEAD, "--device", "abacus"], None, "device must be auto, cpu or a usable GPU, got 'abacus'"),
     ([*HEAD, "--output", "head.npz"], None, "head.npz is there already: name another --output"),
     (["--features", "no.npy", "--head", "head.npz"], None, "features: there is no file no.npy"),
-    (["--features", "head.npz", "--head", "head.npz"], None, "a .npy file of one array, as numpy.save writes it, got head.npz"),
+    (["--features", "head.npz", "--head", "head.npz"], None, "must be a .npy file of one array, as numpy.save"),
     (HEAD, lambda: damage("features.npy", b"no array"), "features must be a .npy file of numbers, as numpy.sav"),
     (HEAD, lambda: os.truncate("features.npy", 600), "features must be a .npy file of numbers, as numpy.sav"),
     (HEAD, lambda: np.save("features.npy", np.array([[{}]])), "features must be a .npy file of numbers, as numpy.sav"),
