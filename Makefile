@@ -54,7 +54,7 @@ test-adapters: install-test  ## the adapters with the packages that they are for
 
 # Without the extras, so without the tests that need scipy, scikit-learn or torchvision.
 CORE := tests/operations tests/model --ignore tests/operations/test_mix.py --ignore tests/model/test_preparation.py \
-	-k "not alpha-mix and not prob-cover"
+	-k "not prob-cover"
 test-core:  ## the core alone, without any extra, with the oldest torch and with the newest
 	for pins in constraints-oldest.txt constraints.txt; do \
 		env=build/core-$$(basename $$pins .txt); \

@@ -169,3 +169,27 @@ def uncertainty(logits: Any, kind: str) -> Array:
     if kind == "margin":
         return np.expm1(z[:, 1]) / total
     return np.log1p(others) - (e * np.where(e > 0, z, 0)).sum(axis=1) / total
+
+
+def k_means(
+    x: np.ndarray, counts: np.ndarray, clusters: int, seed: int, sample: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The cluster of each row and the centres, by Lloyd from the centres of k-means++, in float64."""
+    x, counts = x.astype(np.float64), counts.astype(np.float64)
+    among = np.arange(len(x)) if sample is None else sample
+    rng, rows = np.random.default_rng(seed), list[int]()
+    for _ in range(clusters):
+        chances = [
+            counts[row] * min((((x[row] - x[other]) ** 2).sum() for other in rows), default=1.0) for row in among
+        ]
+        drawn, reached = rng.random() * sum(chances), 0.0
+        for row, chance in zip(among, chances, strict=True):
+            reached += chance
+            if reached > drawn:
+                rows.append(int(row))
+                break
+    centres = x[rows]
+    for _ in range(21):
+        labels = ((x[:, None] - centres) ** 2).sum(2).argmin(1)
+        centres = np.stack([np.average(x[labels == c], axis=0, weights=counts[labels == c]) for c in range(clusters)])
+    return labels, centres

@@ -95,7 +95,7 @@ def test_every_module_can_be_imported_but_for_those_of_the_commands_and_the_adap
 
 
 def test_strategies_run_without_extras_or_name_theirs(core: dict[str, Any]) -> None:
-    needing = {"alpha-mix", "prob-cover", "cluster-margin"}
+    needing = {"prob-cover", "cluster-margin"}
     assert needing & set(core["picked"]) == set()
     assert len(core["picked"]) >= 20
     assert set(core["picked"].values()) == {5}

@@ -80,8 +80,9 @@ def choose(round: Round, budget: int, options: AlphaMixConfig) -> Picked:
         seed = int(draws.generator(round.seed, round.round, "clusters").integers(2**32))
         sample = order[candidates].argsort(stable=True)[: 3 * budget]
         nearest = nearest_to_centres(
-            features[candidates], budget, seed, "strategy alpha-mix", sample=sample, iterations=options.iterations
-        )
+            features[candidates], budget, seed, sample=sample, iterations=options.iterations,
+            num_threads=round.forward.compute["num_threads"],
+        )  # fmt: skip
         picks = candidates[nearest]
         order[candidates] -= 1
         order[picks] = torch.inf

@@ -49,7 +49,8 @@ def clustered(round: Round, scores: Tensor, budget: int, offset: int = 0) -> Ten
     if not bool((weights > 0).any()):
         weights = torch.ones_like(weights)
     seed = int(draws.generator(round.seed, round.round, "clusters").integers(2**32))
-    picks = nearest_to_centres(features[ordered], budget, seed, "batch='kmeans'", weights=weights).to(ordered.device)
+    threads = round.forward.compute["num_threads"]
+    picks = nearest_to_centres(features[ordered], budget, seed, weights=weights, num_threads=threads).to(ordered.device)
     rest = torch.ones(len(ordered), dtype=torch.bool, device=ordered.device)
     rest[picks] = False
     fill = torch.nonzero(rest)[: budget - len(picks), 0]

@@ -20,6 +20,7 @@ from torch import nn
 
 import dm2_fast
 from dm2_fast.adapters import skactiveml as ours
+from dm2_fast.adapters.classifier import choose
 
 ALL = [getattr(ours, name) for name in ours.__all__]
 NOT_READING = {"Random", "CoreSet", "CoreGCN", "UncertainGCN"}
@@ -232,8 +233,10 @@ def test_dm2_is_algorithm_1_by_hand() -> None:
 
 @pytest.mark.parametrize("kind", [ours.Margin, ours.LeastConfidence, ours.Entropy])
 def test_a_batch_is_spread_over_the_samples_by_k_means(kind, monkeypatch: pytest.MonkeyPatch) -> None:
-    clf, seeds, choose = classifier().fit(SMALL, labels()), [], ours.choose
-    monkeypatch.setattr(ours, "choose", lambda *given, seed: seeds.append(seed) or choose(*given, seed=seed))
+    clf, seeds = classifier().fit(SMALL, labels()), []
+    monkeypatch.setattr(
+        "dm2_fast.adapters.skactiveml.choose", lambda *given, seed: seeds.append(seed) or choose(*given, seed=seed)
+    )
     rows, utilities = query(kind(batch="kmeans", random_state=3), clf=clf, batch_size=4, return_utilities=True)
     asked = dm2_fast.Round.from_arrays(
         SMALL[UNKNOWN], probabilities=clf.predict_proba(SMALL[UNKNOWN]), seed=seeds[0], ties="random"

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from oracle import k_means
 from torch import Tensor, nn
 
 from dm2_fast import Picked, Round, draws, select_from
@@ -107,8 +108,6 @@ def test_anchors_are_class_means_and_the_mean_of_all_for_a_class_without_labels(
 
 @pytest.mark.parametrize(("budget", "step"), [(8, 0.03125), (8, 0.2), (40, 0.3), (150, 0.03125)])
 def test_picks_are_those_of_the_definition(budget: int, step: float) -> None:
-    from sklearn.cluster import KMeans, kmeans_plusplus
-
     head, x, labelled = linear(5, 6), normal(200, 6, 1), normal(15, 6, 2)
     labels = torch.arange(15) % 4
     candidates = naive_candidates(head, x, naive_anchors(labelled, labels, 5), budget, step)
@@ -116,12 +115,11 @@ def test_picks_are_those_of_the_definition(budget: int, step: float) -> None:
     unit = F.normalize(x[candidates]).numpy()
     seed = int(draws.generator(7, 3, "clusters").integers(2**32))
     order = draws.uniform(7, 3, np.array(candidates), "clusters").argsort()
-    centres, _ = kmeans_plusplus(unit[order[: 3 * budget]], budget, random_state=seed)
-    means = KMeans(budget, init=centres, n_init=1, max_iter=20).fit(unit)
+    clusters, centres = k_means(unit, np.ones(len(unit)), budget, seed, order[: 3 * budget])
     picked = choose(round_of(head, x, labelled, labels), budget, AlphaMixConfig(step))
     for cluster, row in enumerate(picked.indices.tolist()):
-        members = np.flatnonzero(means.labels_ == cluster)
-        distances = ((unit[members].astype(float) - means.cluster_centers_[cluster]) ** 2).sum(1)
+        members = np.flatnonzero(clusters == cluster)
+        distances = ((unit[members].astype(float) - centres[cluster]) ** 2).sum(1)
         chosen = [candidates[member] for member in members].index(row)
         assert distances[chosen] <= distances.min() + 1e-7  # the two rows of a pair are equally far from their mean
     assert picked.scores is None

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from oracle import k_means
 from torch import Tensor, nn
 
 from dm2_fast import DM2Config, Round, draws, select_from, strategies
 from dm2_fast.model.passes import ForwardPass
 from dm2_fast.strategies.batch import apart, clustered
+from dm2_fast.strategies.clusters import _means, nearest_to_centres
 from dm2_fast.strategies.margin import MarginConfig
 
 
@@ -22,21 +24,11 @@ def make_round(m: int = 240, d: int = 6, classes: int = 4, **changes) -> Round:
 
 
 def naive_clustered(x: Tensor, scores: Tensor, budget: int, offset: int, seed: int) -> list[int]:
-    """Lloyd's algorithm in float64 from the centres of scikit-learn's k-means++."""
-    from sklearn.cluster import kmeans_plusplus
-
     m = len(scores)
     ordered = sorted(range(m), key=lambda row: (-scores[row].item(), row))[offset : offset + 10 * budget]
     weights = (scores[ordered] - scores.min()).double().numpy()
-    unit = F.normalize(x[ordered]).numpy()
-    centres, _ = kmeans_plusplus(unit, budget, sample_weight=weights, random_state=seed)
-    unit, centres = unit.astype(np.float64), centres.astype(np.float64)
-    for _ in range(20):
-        cluster = ((unit[:, None] - centres) ** 2).sum(2).argmin(1)
-        again = np.stack([np.average(unit[cluster == c], axis=0, weights=weights[cluster == c]) for c in range(budget)])
-        if np.allclose(again, centres, atol=1e-12):
-            break
-        centres = again
+    unit = F.normalize(x[ordered].double()).numpy()
+    cluster, centres = k_means(unit, weights, budget, seed)
     distances = ((unit - centres[cluster]) ** 2).sum(1)
     nearest = [min(np.flatnonzero(cluster == c), key=lambda row: (distances[row], row)) for c in range(budget)]
     return [ordered[place] for place in sorted(nearest)]
@@ -143,3 +135,21 @@ def test_the_setting_of_the_paper_has_one_name() -> None:
 def test_a_batch_that_there_is_not_is_named() -> None:
     with pytest.raises(ValueError, match="batch must be one of highest, kmeans, got 'spread'"):
         MarginConfig(batch="spread")
+
+
+def test_clusters_do_not_depend_on_threads_and_repeated_rows_make_fewer() -> None:
+    generator = torch.Generator().manual_seed(4)
+    x, counts = torch.randn(3000, 5, generator=generator), torch.rand(3000, generator=generator)
+    one = nearest_to_centres(x, 40, 1, weights=counts, num_threads=1)
+    assert torch.equal(nearest_to_centres(x, 40, 1, weights=counts, num_threads=3), one)
+    assert len(one) == len(one.unique()) == 40
+    assert not torch.equal(nearest_to_centres(x, 40, 2, weights=counts), one)
+    few = torch.eye(5)[torch.arange(60) % 3]
+    assert sorted(row % 3 for row in nearest_to_centres(few, 10, 0).tolist()) == [0, 1, 2]
+    assert nearest_to_centres(few[:4], 10, 0).tolist() == [0, 1, 2, 3]
+
+
+def test_a_cluster_that_loses_its_rows_keeps_its_centre() -> None:
+    x, centres = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    means = _means(x, torch.ones(2, dtype=torch.float64), torch.tensor([1, 1]), centres)
+    assert means.tolist() == [[1.0, 0.0], [0.5, 0.5], [-1.0, 0.0]]
