@@ -210,7 +210,12 @@ class Stream(IterableDataset[Any]):
             "row 17 of pool is float32 of shape (3, 6, 7), and row 0 is float32 of shape (3, 6, 6): give the data set "
             "a transform that makes all samples alike, such as Resize and CenterCrop",
         ),
-        (RaggedTokens(IMAGES), ValueError, "a transform that makes all samples alike, such as padding to one length"),
+        (
+            RaggedTokens(IMAGES),
+            ValueError,
+            "row 17 of pool is float32 of shape (7,), and row 0 is float32 of shape (6,): give the data set a transform "
+            "that makes all samples alike, such as padding to one length",
+        ),
         (
             Counted([object()]),
             TypeError,
