@@ -213,8 +213,8 @@ class Stream(IterableDataset[Any]):
         (
             RaggedTokens(IMAGES),
             ValueError,
-            "row 17 of pool is float32 of shape (7,), and row 0 is float32 of shape (6,): give the data set a transform "
-            "that makes all samples alike, such as padding to one length",
+            "row 17 of pool is float32 of shape (7,), and row 0 is float32 of shape (6,): give the data set a "
+            "transform that makes all samples alike, such as padding to one length",
         ),
         (
             Counted([object()]),
