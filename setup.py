@@ -6,9 +6,9 @@ from pybind11.setup_helpers import Pybind11Extension
 from setuptools import find_packages, setup
 
 setup(
-    packages=[*find_packages(include=["dm2_fast", "dm2_fast.*"]), "dm2_fast.kernels"],
+    packages=[*find_packages(include=["dm2_fast", "dm2_fast.*"]), "dm2_fast.kernels", "dm2_fast.paper.protocols"],
     package_dir={"dm2_fast.kernels": "kernels"},
-    package_data={"dm2_fast": ["py.typed", "_C.pyi", "paper/protocols/*.yaml"]},
+    package_data={"dm2_fast": ["py.typed", "_C.pyi"], "dm2_fast.paper.protocols": ["*.yaml"]},
     ext_modules=[
         Pybind11Extension(
             "dm2_fast._C",

@@ -103,7 +103,8 @@ def test_a_build_without_a_compiler_warns_and_runs_plain_torch(sdist: Path, tmp_
 def test_the_wheel_holds_what_is_used_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-    assert {"dm2_fast/kernels/knn.py", "dm2_fast/py.typed", "dm2_fast/_C.pyi"} <= set(names)
+    wanted = {"kernels/knn.py", "py.typed", "_C.pyi", "paper/protocols/small-probe.yaml"}
+    assert {f"dm2_fast/{name}" for name in wanted} <= set(names)
     assert len([name for name in names if name.startswith("dm2_fast/_C.") and name.endswith(".so")]) == 1
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"dm2_fast"}
 
