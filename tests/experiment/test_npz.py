@@ -127,6 +127,9 @@ def test_a_damaged_file_is_refused_at_any_length(tmp_path: Path) -> None:
         else:  # a byte that means nothing, a date say
             assert np.array_equal(data.x.numpy().transpose(0, 2, 3, 1), arrays()["x"])
     assert refused >= 20
+    file.write_text("no archive")
+    with pytest.raises(ValueError, match=r"cannot be read \(it is no .npz file\): write it with np.savez"):
+        load(str(file))
     np.save(tmp_path / "one.npy", arrays()["x"])
     (tmp_path / "one.npy").rename(file)
     with pytest.raises(

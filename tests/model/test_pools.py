@@ -189,6 +189,11 @@ class Ragged(Counted):
         return torch.zeros(3, 6, 6 + (row == 17))
 
 
+class RaggedTokens(Counted):
+    def __getitem__(self, row: int) -> Any:
+        return torch.zeros(6 + (row == 17))
+
+
 class Stream(IterableDataset[Any]):
     def __iter__(self) -> Any:
         return iter(IMAGES)
@@ -204,6 +209,12 @@ class Stream(IterableDataset[Any]):
             ValueError,
             "row 17 of pool is float32 of shape (3, 6, 7), and row 0 is float32 of shape (3, 6, 6): give the data set "
             "a transform that makes all samples alike, such as Resize and CenterCrop",
+        ),
+        (
+            RaggedTokens(IMAGES),
+            ValueError,
+            "row 17 of pool is float32 of shape (7,), and row 0 is float32 of shape (6,): give the data set a "
+            "transform that makes all samples alike, such as padding to one length",
         ),
         (
             Counted([object()]),

@@ -250,8 +250,10 @@ def test_features_with_outputs_are_enough(outputs: str) -> None:
     assert [line["id"] for line in table("out")] == [f"sample {rest[row]}" for row in picked.indices.tolist()]
 
 
-def test_a_head_of_scikit_learn_is_read_from_its_file() -> None:
+def test_a_head_of_scikit_learn_is_read_from_its_file(capsys: pytest.CaptureFixture[str]) -> None:
     classifier = arrays()
+    main([*FEATURES, "--head", "head.npz", "--output", "mixed"])
+    assert "runs as it is" not in capsys.readouterr().out  # there is no model that could be prepared
     main([*FEATURES, "--head", "head.npz", "--strategy", "least-confidence"])
     expected = 1 - classifier.predict_proba(np.load("features.npy")).max(1)
     np.testing.assert_allclose(np.load("out/scores.npy"), expected, atol=1e-6)
