@@ -10,6 +10,7 @@
 #include <functional>
 #include <initializer_list>
 #include <limits>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -60,7 +61,7 @@ inline void require_apart(const py::array& out, const Arrays& others) {
 template <class T>
 void require_numbers(const py::array_t<T, py::array::c_style>& distances) {
     const T* d = distances.data();
-    require(std::none_of(d, d + distances.size(), [](T x) { return std::isnan(x); }), "distances must not be NaN");
+    require(std::all_of(d, d + distances.size(), [](T x) { return x >= 0; }), "distances must not be NaN or negative");
 }
 
 inline std::ptrdiff_t row_stride(const py::array& rows) {
@@ -89,6 +90,22 @@ dm2::Rows<T> as_rows(const py::array& rows, const Array<T>& scale) {
     require((scale.ndim() == 1 || factors == 2) && scale.shape(0) == n, "scale must be (rows,) or (rows, 2)");
     return {rows.data(), n,       rows.shape(1),           rows.strides(0) / bytes,
             scale.data(), factors, rows.strides(1) / bytes, element};
+}
+
+// A method for `def`. `Class.__new__(Class)` alone makes an object of nothing, which pybind11 sees in holders only.
+template <class Class, class Call, class... Args>
+auto held(Call call) {
+    return [call](const std::shared_ptr<Class>& self, Args... args) {
+        return (self.get()->*call)(std::forward<Args>(args)...);
+    };
+}
+template <class Class, class Result, class... Args>
+auto method(Result (Class::*call)(Args...)) {
+    return held<Class, decltype(call), Args...>(call);
+}
+template <class Class, class Result, class... Args>
+auto method(Result (Class::*call)(Args...) const) {
+    return held<Class, decltype(call), Args...>(call);
 }
 
 // Ten times a second at most: answer Ctrl-C and report progress. Called without the GIL.

@@ -33,6 +33,13 @@ struct BoundIndex {
                                            [&](double) { poll(0.0); });
     }
 
+    Array<std::int64_t> places() const {
+        const std::vector<std::ptrdiff_t>& order = index->side->order;
+        Array<std::int64_t> found(static_cast<std::ptrdiff_t>(order.size()));
+        std::copy(order.begin(), order.end(), found.mutable_data());
+        return found;
+    }
+
     void search(const py::array& queries, const Array<T>& query_scale, const Array<std::int64_t>& query_ids,
                 const Array<std::int64_t>& row_ids, Array<T>& distances, Array<std::int64_t>& indices, int num_threads,
                 const py::object& report) const {
@@ -62,7 +69,8 @@ struct BoundGraph {
 
     BoundGraph(std::shared_ptr<BoundIndex<T>> index_, const Array<std::int64_t>& ids_, std::ptrdiff_t slots)
         : index(std::move(index_)), ids(checked(*index, ids_)), graph(*index->index, ids.data(), checked(slots)) {}
-    BoundGraph(const BoundGraph& other, const Array<std::int64_t>& ids_) : BoundGraph(other, ids_, other.reading()) {}
+    BoundGraph(const std::shared_ptr<BoundGraph>& other, const Array<std::int64_t>& ids_)
+        : BoundGraph(*other, ids_, other->reading()) {}
 
     void probe(std::ptrdiff_t from, std::ptrdiff_t to, int num_threads, const py::object& report) {
         require(0 <= from && from <= to && to < std::ptrdiff_t{1} << 31, "ranks must ascend, and be fewer than 2**31");
@@ -139,27 +147,23 @@ void define_index(py::module_& module, const char* name) {
              py::arg("rows").noconvert(), py::arg("scale").noconvert(), py::arg("ids").noconvert(), py::arg("w1"),
              py::arg("w2"), py::kw_only(), py::arg("num_threads"), py::arg("isa") = "auto",
              py::arg("report") = py::none())
-        .def("search", &Bound::search, py::arg("queries").noconvert(), py::arg("query_scale").noconvert(),
+        .def("search", method(&Bound::search), py::arg("queries").noconvert(), py::arg("query_scale").noconvert(),
              py::arg("query_ids").noconvert(), py::arg("row_ids").noconvert(), py::arg("distances").noconvert(),
              py::arg("indices").noconvert(), py::kw_only(), py::arg("num_threads"), py::arg("report") = py::none(),
              "Update the running best k of the queries with the rows whose id is not negative, in place.")
-        .def("places", [](const Bound& self) {
-            const std::vector<std::ptrdiff_t>& order = self.index->side->order;
-            Array<std::int64_t> places(static_cast<std::ptrdiff_t>(order.size()));
-            std::copy(order.begin(), order.end(), places.mutable_data());
-            return places;
-        }, "The rows in the order of their places.");
-    py::class_<Lists>(module, graph.c_str(), "Approximate neighbours of prepared rows.")
-        .def(py::init<std::shared_ptr<Bound>, const Array<std::int64_t>&, std::ptrdiff_t>(), py::arg("index").none(false),
-             py::arg("ids").noconvert(), py::arg("slots"))
-        .def(py::init<const Lists&, const Array<std::int64_t>&>(), py::arg("graph"), py::arg("ids").noconvert(),
-             "The same graph without the rows whose id is negative now.")
-        .def("probe", &Lists::probe, py::arg("start"), py::arg("stop"), py::kw_only(), py::arg("num_threads"),
+        .def("places", method(&Bound::places), "The rows in the order of their places.");
+    py::class_<Lists, std::shared_ptr<Lists>>(module, graph.c_str(), "Approximate neighbours of prepared rows.")
+        .def(py::init<std::shared_ptr<Bound>, const Array<std::int64_t>&, std::ptrdiff_t>(),
+             py::arg("index").none(false), py::arg("ids").noconvert(), py::arg("slots"))
+        .def(py::init<const std::shared_ptr<Lists>&, const Array<std::int64_t>&>(), py::arg("graph").none(false),
+             py::arg("ids").noconvert(), "The same graph without the rows whose id is negative now.")
+        .def("probe", method(&Lists::probe), py::arg("start"), py::arg("stop"), py::kw_only(), py::arg("num_threads"),
              py::arg("report") = py::none(), "Each row meets its nearest cells, of rank start to stop - 1.")
-        .def("join", &Lists::join, py::kw_only(), py::arg("num_threads"), py::arg("report") = py::none(),
+        .def("join", method(&Lists::join), py::kw_only(), py::arg("num_threads"), py::arg("report") = py::none(),
              "Each row meets the neighbours of its neighbours.")
-        .def("nearest", &Lists::nearest, py::arg("places").noconvert(), py::arg("lines").noconvert(),
-             py::arg("distances").noconvert(), py::arg("indices").noconvert(), py::kw_only(), py::arg("num_threads"), py::arg("report") = py::none(),
+        .def("nearest", method(&Lists::nearest), py::arg("places").noconvert(), py::arg("lines").noconvert(),
+             py::arg("distances").noconvert(), py::arg("indices").noconvert(), py::kw_only(),
+             py::arg("num_threads"), py::arg("report") = py::none(),
              "Write the k nearest in the lists at these places to these lines.");
 }
 

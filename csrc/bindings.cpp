@@ -137,7 +137,8 @@ void mix(const Strided<In>& inputs, const Array<std::int64_t>& indices, const Ar
             "indices and coefficients must be (n, terms)");
     const std::ptrdiff_t n = indices.shape(0), terms = indices.shape(1), channels = mean.size();
     const std::ptrdiff_t last = out.ndim() == 3 ? out.shape(2) : 0;
-    require((out.ndim() == 2 || (out.ndim() == 3 && last > 0)) && out.shape(0) == n && out.size() == n * width,
+    require((out.ndim() == 2 || (out.ndim() == 3 && last > 0)) && out.shape(0) == n &&
+                out.shape(1) * std::max<std::ptrdiff_t>(last, 1) == width,
             "out must be (n, width) or (n, pixels, channels)");
     require(std_.size() == channels && channel_stride > 0, "mean and std must have one value per channel");
     require(channels == 0 || (width % channels == 0 && width / channels % channel_stride == 0),

@@ -56,8 +56,19 @@ def guarding(device: torch.device) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Let what draws from torch's random state draw from a seed, and leave that state as it was.
+
+    Other calls on models of the device wait meanwhile.
+    """
+    with guarding(device), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
 def threads_of_torch() -> int:
-    """`torch.get_num_threads()`. The first call in a thread decides for good, and must not meet `_single`."""
+    """`torch.get_num_threads()`. The first call in a thread decides for good, and must not meet `use_here`."""
     with _process.counting:
         return torch.get_num_threads()
 
@@ -71,11 +82,12 @@ def _in_another(work: Callable[[], Result]) -> Result:
     return found[0]
 
 
-def _single() -> None:
-    """Let torch use one thread when called from this thread, but as many as before when called from a new one."""
+def use_here(count: int) -> None:
+    """Let torch use so many threads when called from this thread, but as many as before when called from a new one."""
     with _process.counting:
-        everywhere = torch.get_num_threads()  # the first use in a thread takes over the number for all
-        torch.set_num_threads(1)
+        everywhere = _in_another(torch.get_num_threads)
+        torch.get_num_threads()  # the first use in a thread takes over the number for all
+        torch.set_num_threads(count)
         _in_another(partial(torch.set_num_threads, everywhere))
 
 
@@ -84,7 +96,7 @@ def submit(work: Callable[[], Result]) -> "Future[Result]":
     process = _process
     with process.starting:
         if process.executor is None:
-            process.executor = ThreadPoolExecutor(_MOST, "dm2_fast", _single)
+            process.executor = ThreadPoolExecutor(_MOST, "dm2_fast", partial(use_here, 1))
         return process.executor.submit(work)
 
 

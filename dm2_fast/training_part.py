@@ -7,6 +7,8 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from dm2_fast import threads
+
 
 @dataclass(frozen=True)
 class TrainingStep:
@@ -64,8 +66,7 @@ def train_alone(
     """
     device = next(part.parameters()).device
     optimizer = torch.optim.Adam(part.parameters(), lr)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
-        torch.manual_seed(seed)
+    with threads.seeded(seed, device), torch.enable_grad():
         part.train()
         for step in steps(torch.Generator().manual_seed(seed)):
             loss = cast(TrainingPart, part).loss(step)

@@ -30,6 +30,7 @@ from dm2_fast.operations.arguments import shown
 from dm2_fast.round import Round
 from dm2_fast.stage import stage
 from dm2_fast.strategy import Strategy
+from dm2_fast.threads import guarding
 from dm2_fast.words import count
 
 
@@ -87,12 +88,18 @@ def run(
     wrong = [callback for callback in callbacks if not callable(callback)]
     if wrong:
         raise TypeError(f"callbacks must be functions of a RoundEvent, got {shown(wrong[0])}")
-    with reproducible(config.threads):
-        return _run(config, oracle, echo or (lambda line: None), callbacks)
-
-
-def _run(config: RunConfig, oracle: Oracle | None, echo: Callable[[str], None], callbacks: Sequence[Told]) -> Result:
     device = usable_device(config.device)
+    with guarding(device), reproducible(config.threads):
+        return _run(config, device, oracle, echo or (lambda line: None), callbacks)
+
+
+def _run(
+    config: RunConfig,
+    device: torch.device,
+    oracle: Oracle | None,
+    echo: Callable[[str], None],
+    callbacks: Sequence[Told],
+) -> Result:
     data = load(config.dataset, config.data_dir, config.download)
     if config.features is not None:
         data = replace(data, own_features=read_features(config.features, len(data.x)))

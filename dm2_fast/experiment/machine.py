@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from dm2_fast.operations import backends
+from dm2_fast.threads import threads_of_torch, use_here
 from dm2_fast.words import count
 
 
@@ -36,13 +37,13 @@ def usable_device(name: str) -> torch.device:
 @contextmanager
 def reproducible(threads: int | None) -> Iterator[None]:
     """Compute with this many CPU threads (None: as many as before) and with deterministic convolutions."""
-    before = torch.get_num_threads()
+    before = threads_of_torch()
     try:
-        torch.set_num_threads(threads or before)
+        use_here(threads or before)
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
             yield
     finally:
-        torch.set_num_threads(before)
+        use_here(before)
 
 
 def command() -> str:

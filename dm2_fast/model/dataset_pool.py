@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dm2_fast import threads
 from dm2_fast.model.together import Together
 from dm2_fast.operations.arguments import shown, whole
 from dm2_fast.operations.arrays import as_tensor
@@ -93,6 +94,7 @@ class DatasetPool:
             generator=torch.Generator().manual_seed(0),  # its own: the random state of the caller stays as it is
         )
         with (
+            threads.guarding(torch.device("cpu")),  # a Dataset may draw from torch's random state, as models do
             torch.random.fork_rng([]),
             ExitStack() as files,
             tqdm(desc="read", total=m, leave=False, disable=None if self.progress else True) as bar,

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from dm2_fast.operations.arguments import one_of
+from dm2_fast.operations.arguments import number, one_of
 from dm2_fast.operations.nearest import nearest_squared
 from dm2_fast.round import Picked, Round
 from dm2_fast.strategies.graph_network import label_logits
@@ -31,8 +31,7 @@ class CoreGCNConfig:
 
     def __post_init__(self) -> None:
         one_of("nodes", self.nodes, ("hidden", "joined"))
-        if not 0 < self.lam < float("inf"):
-            raise ValueError(f"lam must be positive and finite, got {self.lam}")
+        number("lam", self.lam, "positive and finite", lambda value: value > 0)
 
 
 def choose(round: Round, budget: int, options: CoreGCNConfig) -> Picked:

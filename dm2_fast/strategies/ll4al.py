@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dm2_fast import threads
 from dm2_fast.model.blocks import block_widths, find_blocks, position_means
 from dm2_fast.model.head import evaluating, model_device
 from dm2_fast.operations.arguments import number, whole
@@ -115,9 +116,9 @@ def trained(round: Round, options: LL4ALConfig) -> LossModule:
         if round.labels is None:
             raise ValueError("this strategy learns the loss of labelled samples: pass labels= with their classes")
         over_labelled, labels = round.over_labelled, round.labels
-        with torch.random.fork_rng([]):
-            torch.manual_seed(seed)
-            module = part(model, round.forward.first_rows(), options).to(model_device(model))  # type: ignore[arg-type]
+        device = model_device(model)
+        with threads.seeded(seed, device):
+            module = part(model, round.forward.first_rows(), options).to(device)  # type: ignore[arg-type]
         logits, means = over_labelled.logits(), round.block_means(module.reads, labelled=True)
         warnings.warn(
             f"ll4al trains its loss module in this call, {options.epochs} passes over {len(labels)} labelled samples "

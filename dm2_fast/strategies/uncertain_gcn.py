@@ -6,6 +6,7 @@ are the features of unit norm, pool and labelled, and A smooths them over the gr
 
 from dataclasses import dataclass
 
+from dm2_fast.operations.arguments import number
 from dm2_fast.round import Picked, Round
 from dm2_fast.strategies.batch import Batch, check_batch, choose_batch
 from dm2_fast.strategies.graph_network import label_scores
@@ -28,10 +29,8 @@ class UncertainGCNConfig:
 
     def __post_init__(self) -> None:
         check_batch(self.batch)
-        if not 0 < self.lam < float("inf"):
-            raise ValueError(f"lam must be positive and finite, got {self.lam}")
-        if not 0 <= self.margin <= 1:
-            raise ValueError(f"margin must be in [0, 1], got {self.margin}")
+        number("lam", self.lam, "positive and finite", lambda value: value > 0)
+        number("margin", self.margin, "in [0, 1]", lambda value: 0 <= value <= 1)
 
 
 def choose(round: Round, budget: int, options: UncertainGCNConfig) -> Picked:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dm2_fast import threads
 from dm2_fast.model.head import evaluating, model_device
 from dm2_fast.operations.arguments import number, whole
 from dm2_fast.round import Picked, Round
@@ -202,9 +203,9 @@ def trained(round: Round, options: VAALConfig) -> VAAL:
                 inputs, nothing = labelled.take(rows), torch.zeros(len(rows), 1)
                 yield TrainingStep(epoch, options.epochs, inputs, nothing[:, 0], nothing, draw, left=m)  # type: ignore[arg-type]
 
-        with torch.random.fork_rng([]):
-            torch.manual_seed(seed)
-            made = part(pool.model, pool.first_rows(), options).to(model_device(pool.model))  # type: ignore[arg-type]
+        device = model_device(pool.model)
+        with threads.seeded(seed, device):
+            made = part(pool.model, pool.first_rows(), options).to(device)  # type: ignore[arg-type]
         return train_alone(made, steps, LR, seed)  # type: ignore[return-value]
 
     return round.trained_part("auto-encoder", replace(options, batch="highest"), run)  # type: ignore[return-value]

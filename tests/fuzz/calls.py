@@ -3,6 +3,8 @@
 import re
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -71,6 +73,10 @@ def model() -> nn.Module:
 
 def features() -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(0).random((6, 4), np.float32))
+
+
+def images() -> torch.Tensor:
+    return features().view(6, 1, 2, 2)
 
 
 def indices() -> torch.Tensor:
@@ -203,21 +209,31 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = 
         lambda **given: dm2_fast.RunConfig(adversarial=AdversarialConfig(**given)),
         lambda: {"train": "round", "epsilon": 0.1, "label": "true", "clean_weight": 0.5},
     ),
-    "DM2Config": (
-        dm2_fast.DM2Config,
-        lambda: {
-            "metric": "l1", "k": 3, "mix": "mean", "lam": 0.5, "alpha": 1.0, "score": "entropy", "offset": 0,
-            "space": "input", "recall": None,
-        },
-    ),
-    "AlphaMixConfig": (strategies.alpha_mix.AlphaMixConfig, lambda: {"cap_step": 0.1, "iterations": 2}),
-    "BALDConfig": (strategies.bald.BALDConfig, lambda: {"passes": 2}),
-    "ProbCoverConfig": (strategies.prob_cover.ProbCoverConfig, lambda: {"radius": 0.1, "purity": 0.5}),
-    "NoiseStabilityConfig": (
-        strategies.noise_stability.NoiseStabilityConfig,
-        lambda: {"passes": 2, "scale": 0.1, "noise": "global"},
-    ),
 }  # fmt: skip
+
+# The options of every strategy, and a choice by those with options that decide how much is computed.
+CHEAP: dict[str, dict[str, Any]] = {
+    "batchbald": {"passes": 2, "configurations": 8}, "vaal": {"latent": 2, "width": 2, "epochs": 1},
+    "ll4al": {"epochs": 1}, "isal": {"steps": 2, "restarts": 1, "samples": 2}, "ent-gn": {}, "exp-gn": {},
+    "qbc": {"passes": 2, "networks": 2}, "cluster-margin": {}, "noise-stability": {"passes": 2}, "core-gcn": {},
+}  # fmt: skip
+
+
+for _name in strategies.names():
+    _options = strategies.get(_name).options
+    if _options is not None:
+        FUNCTIONS[_options.__name__] = (_options, partial(asdict, _options()))
+for _name, _cheap in CHEAP.items():
+    FUNCTIONS[f"select {_name}"] = (
+        dm2_fast.select,
+        partial(
+            lambda name, cheap: of_model(
+                pool=images(), budget=2, strategy=name, options=strategies.get(name).options(**cheap), head=None,
+                labelled=images(), labels=torch.tensor([0, 1, 2, 0, 1, 2]), num_threads=1, seed=0, round=0,
+            ),
+            _name, _cheap,
+        ),
+    )  # fmt: skip
 
 
 def judge(error: BaseException, what: str) -> None:
@@ -238,7 +254,8 @@ def case(seed: int) -> None:
     for key, i in zip(changed, which, strict=True):
         arguments[key] = WRONG[i]()
     what = f"{name} with " + ", ".join(f"{key} = WRONG[{i}]" for key, i in zip(changed, which, strict=True))
-    before = {key: value.clone() for key, value in right().items() if isinstance(value, torch.Tensor)}
+    kept = {key: value for key, value in arguments.items() if key not in changed and isinstance(value, torch.Tensor)}
+    before = {key: value.clone() for key, value in kept.items()}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
@@ -246,4 +263,4 @@ def case(seed: int) -> None:
     except Exception as error:
         judge(error, what)
     for key, value in before.items():
-        assert torch.equal(right()[key], value), f"{what} changes {key}"
+        assert torch.equal(kept[key], value), f"{what} changes {key}"

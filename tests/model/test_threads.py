@@ -5,14 +5,20 @@ import threading
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 import dm2_fast
-from dm2_fast import threads
+from dm2_fast import strategies, threads
+from dm2_fast.experiment import TrainingConfig
+from dm2_fast.experiment.machine import reproducible
 from dm2_fast.model.passes import ForwardPass
 
 AT_ONCE = 6
@@ -191,6 +197,77 @@ def test_strategies(name: str) -> None:
     assert all(same(got, want) for got in at_once([choose] * 4))
     assert same(of_model(model), before)
     assert threads._in_another(torch.get_num_threads) == count
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vaal", strategies.vaal.VAALConfig(latent=4, width=4, epochs=2)),
+        ("ll4al", strategies.ll4al.LL4ALConfig(epochs=2)),
+    ],
+)
+def test_parts_that_are_trained_in_a_call(name: str, options: object) -> None:
+    model = Net(2).train()
+    labelled, labels = pool(20), torch.arange(20) % 5
+
+    def choose(seed: int) -> object:
+        picked = dm2_fast.select(
+            model, pool(40), 6, name, options, labelled=labelled, labels=labels, batch_size=40, seed=seed
+        )
+        return picked.indices, picked.scores
+
+    works = [partial(choose, seed) for seed in range(6)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        want, before, state = [work() for work in works], of_model(model), torch.get_rng_state()
+        assert same(at_once(works), want)
+    assert same(of_model(model), before)
+    assert same(torch.get_rng_state(), state)
+
+
+def test_runs(tmp_path: Path) -> None:
+    sizes = {"initial": 20, "budget": 5, "rounds": 1, "pool": 60, "test": 50}
+    few = dm2_fast.RunConfig(model="cnn", strategy="bald", dropout="blocks", training=TrainingConfig(epochs=2), **sizes)
+
+    def run(name: str, seed: int) -> object:
+        done = dm2_fast.run(replace(few, seed=seed, threads=1 + seed % 2, output=tmp_path / name / str(seed)))
+        return [r.evaluation for r in done.rounds], done.chosen
+
+    before, count = torch.get_rng_state(), torch.get_num_threads()
+    want = [run("alone", seed) for seed in range(3)]
+    assert same(at_once([partial(run, "together", seed) for seed in range(3)]), want)
+    assert same(torch.get_rng_state(), before)
+    assert threads._in_another(torch.get_num_threads) == torch.get_num_threads() == count
+
+
+def test_a_run_uses_its_threads_in_its_own_thread_only() -> None:
+    count = torch.get_num_threads()
+    with reproducible(count + 1):
+        assert torch.get_num_threads() == count + 1
+        assert threads._in_another(torch.get_num_threads) == count
+    assert torch.get_num_threads() == count
+
+
+class Drawn(Dataset):
+    """Samples that are drawn from torch's random state."""
+
+    def __len__(self) -> int:
+        return 90
+
+    def __getitem__(self, row: int) -> Tensor:
+        return torch.rand(3, 8, 8)
+
+
+def test_a_dataset_that_draws_beside_a_model_that_draws() -> None:
+    noisy, plain = Noisy(0), Net(1)
+    works = [
+        lambda: dm2_fast.select(noisy, pool(), 5, "entropy", batch_size=8).scores,
+        lambda: dm2_fast.select(plain, Drawn(), 5, "entropy", batch_size=8).scores,
+    ] * 3
+    state = torch.get_rng_state()
+    want = [work() for work in works]
+    assert same(at_once(works), want)
+    assert same(torch.get_rng_state(), state)
 
 
 def test_an_error_in_one_call_is_not_seen_in_another() -> None:

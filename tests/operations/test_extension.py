@@ -135,6 +135,13 @@ def test_a_mixture_that_would_leave_an_array(name):
         mix(3, 4, 4, 2, 2, **changed)
 
 
+def test_rows_without_terms_are_not_counted_beyond_all_numbers():
+    rows, empty = 2**59, np.empty(0, F)  # times 32 columns that is 0 again
+    none = np.empty((rows, 0), F)
+    with pytest.raises(ValueError, match="out must be"):
+        mix(0, 3, 32, 0, 1, indices=none.view(np.int32).astype(IDS), coefficients=none, mean=empty, std=empty, out=none)
+
+
 def test_other_calls_that_would_leave_an_array():
     with pytest.raises(ValueError, match="at least one class"):
         _C.uncertainty(ones(3, 0), "entropy", ones(3), num_threads=1)

@@ -417,6 +417,8 @@ def test_a_labelled_set_is_asked_for(name: str) -> None:
         (lambda: UncertainGCNConfig(lam=0.0), "lam must be positive and finite, got 0.0"),
         (lambda: UncertainGCNConfig(margin=-1.0), r"margin must be in \[0, 1\], got -1.0"),
         (lambda: CoreGCNConfig(lam=float("inf")), "lam must be positive and finite, got inf"),
+        (lambda: CoreGCNConfig(lam="text"), "lam must be positive and finite, got 'text'"),
+        (lambda: UncertainGCNConfig(margin=float("nan")), r"margin must be in \[0, 1\], got nan"),
     ],
 )
 def test_wrong_options_are_named(make, message: str) -> None:
