@@ -217,26 +217,26 @@ private:
         for (std::size_t c = 0; c < met.size(); ++c) meet(p, list_of(p), sads[c], met[c]);
     }
 
-    // Each row meets those that hold it. Whatever the order, the lists end as the K least of the same pairs.
+    // Each row meets those that hold it. Rows take turns, and offer what their lists held when theirs came: what they lose
+    // to others meanwhile depends on threads. Whatever the order, the lists end as the K least of the same pairs.
     void reverse(int num_threads) {
-        constexpr std::ptrdiff_t kLocked = 64;
+        constexpr std::ptrdiff_t kLocked = 64, kTurn = 1 << 16;
         std::vector<std::mutex> locks(static_cast<std::size_t>((index_.rows.n + kLocked - 1) / kLocked));
-        parallel_blocks(index_.rows.n, kLocked, num_threads, [&](std::ptrdiff_t first, std::ptrdiff_t count) {
-            std::vector<std::uint64_t> own(static_cast<std::size_t>(slots_));
-            for (std::ptrdiff_t p = first; p < first + count; ++p) {
-                {
-                    const std::lock_guard<std::mutex> lock(locks[p / kLocked]);
-                    std::copy_n(list_of(p), slots_, own.begin());
-                }
-                for (const std::uint64_t entry : own) {
-                    if (entry == kEmpty) break;
-                    if (entry & kOld) continue;  // was reversed when it was new
-                    const std::ptrdiff_t q = place_of(entry);
-                    const std::lock_guard<std::mutex> lock(locks[q / kLocked]);
-                    insert(list_of(q), entry_of(sad_of(entry), p));
-                }
-            }
-        });
+        std::vector<std::uint64_t> held;
+        for (std::ptrdiff_t start = 0; start < index_.rows.n; start += kTurn) {
+            const std::ptrdiff_t rows = std::min(kTurn, index_.rows.n - start);
+            held.assign(list_of(start), list_of(start) + rows * slots_);
+            parallel_blocks(rows, kLocked, num_threads, [&](std::ptrdiff_t first, std::ptrdiff_t count) {
+                for (std::ptrdiff_t p = first; p < first + count; ++p)
+                    for (std::ptrdiff_t r = 0; r < slots_ && held[p * slots_ + r] != kEmpty; ++r) {
+                        const std::uint64_t entry = held[p * slots_ + r];
+                        if (entry & kOld) continue;  // was reversed when it was new
+                        const std::ptrdiff_t q = place_of(entry);
+                        const std::lock_guard<std::mutex> lock(locks[q / kLocked]);
+                        insert(list_of(q), entry_of(sad_of(entry), start + p));
+                    }
+            });
+        }
     }
 
     void prefetch(std::ptrdiff_t p) const {

@@ -22,7 +22,7 @@ from dm2_fast.experiment.folder.files import replacing
 from dm2_fast.experiment.folder.run_folder import RunFolder
 from dm2_fast.experiment.machine import reproducible, usable_device
 from dm2_fast.experiment.oracle import TO_LABEL, Oracle, ask_function, ask_person, keep_answers, remove_questions
-from dm2_fast.experiment.state import RoundResult, State, newest_state, save_state
+from dm2_fast.experiment.state import RoundResult, State, newest_state, remove_older, save_state
 from dm2_fast.experiment.training import evaluate, further_tests
 from dm2_fast.experiment.twins import train_companions, train_round
 from dm2_fast.model.passes import ForwardPass
@@ -116,6 +116,9 @@ def _run(
             model = _load_model(folder.model, fresh_model(config, data, device))
             if model is None:
                 state = newest_state(folder.checkpoints, rounds)
+            else:  # the process may have been killed between its last state and this
+                remove_older(folder.checkpoints, state)
+                TrainingFile(folder.training).remove()
         if state is not None and state.finished and len(state.results) <= rounds:  # more rounds than it had
             state = newest_state(folder.checkpoints, len(state.results) - 1)
         if state is None:
@@ -174,7 +177,7 @@ def _round(
     unlabelled = pool[~torch.isin(pool, torch.cat([labelled, *state.skipped]))]
     strategy = strategies.get(config.strategy)
     with stage(seconds, "train", device):
-        file = TrainingFile(folder.checkpoints / "training.pt")
+        file = TrainingFile(folder.training)
         model, part, epsilon = train_round(
             lambda: _fresh(config, strategy, data, device), labelled, unlabelled, state.twins, data, config, r, file
         )

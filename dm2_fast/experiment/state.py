@@ -83,6 +83,11 @@ def save_state(folder: Path, state: State) -> None:
         "results": [vars(result) | {"evaluation": vars(result.evaluation)} for result in state.results],
     }
     checkpoint.write(_file(folder, len(state.results)), content)
+    remove_older(folder, state)
+
+
+def remove_older(folder: Path, state: State) -> None:
+    """Remove all states but this one and the one before it."""
     for old in folder.glob("after_*.pt"):
         if old not in (_file(folder, len(state.results)), _file(folder, len(state.results) - 1)):
             old.unlink()

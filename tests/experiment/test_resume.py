@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import dm2_fast
-from dm2_fast.experiment import loop, training, twins
+from dm2_fast.experiment import loop, state, training, twins
 from dm2_fast.experiment.config import resolve
 from dm2_fast.experiment.folder import checkpoint
 from dm2_fast.experiment.folder.run_folder import RunFolder
@@ -71,6 +71,30 @@ def test_a_finished_run_is_returned_at_once(
     for name, weight in first.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], weight)
     assert contents(config.output or tmp_path) == reference
+
+
+@pytest.mark.parametrize("removed", [0, 1])
+def test_a_run_that_was_killed_while_it_cleared_up_leaves_nothing_more(
+    removed: int, tmp_path: Path, reference: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(CONFIG, output=tmp_path / "run")
+
+    class Killed(BaseException):
+        """Ends the process, as far as the run can tell."""
+
+    def kill(_: object, of: state.State | None = None) -> None:
+        if of is None or of.finished:
+            raise Killed
+
+    where = (state, "remove_older") if removed == 0 else (checkpoint.TrainingFile, "remove")
+    with monkeypatch.context() as patch:
+        run_until("1", config.output)
+        patch.setattr(*where, kill)
+        with pytest.raises(Killed):
+            dm2_fast.run(config)
+    assert contents(config.output) != reference
+    dm2_fast.run(config)
+    assert contents(config.output) == reference
 
 
 def damage(file: Path, kept: float) -> None:

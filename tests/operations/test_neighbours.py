@@ -87,6 +87,26 @@ def test_threads_do_not_change_a_bit_of_a_graph(k: int) -> None:
         assert audit == want[1]
 
 
+def test_rows_that_threads_push_from_a_list_meet_all_the_same() -> None:
+    from dm2_fast import _C
+
+    x = np.random.default_rng(0).standard_normal((3000, 100), np.float32)
+    ids = np.arange(3000)
+    index = _C.IndexFloat(x, np.ones(3000, np.float32), ids, 0.5, 0.5, num_threads=4)
+
+    def graph(num_threads: int) -> np.ndarray:
+        lists = _C.GraphFloat(index, ids, 7)
+        for start, stop in ((0, 1), (1, 3)):
+            lists.probe(start, stop, num_threads=num_threads)
+            lists.join(num_threads=num_threads)
+        found = np.empty((3000, 7), np.float32), np.empty((3000, 7), np.int64)
+        lists.nearest(ids, index.places(), *found, num_threads=num_threads)
+        return found[1]
+
+    want = graph(1)
+    assert all(np.array_equal(graph(8), want) for _ in range(10))
+
+
 @pytest.mark.usefixtures("small")
 def test_instruction_sets_do_not_change_what_is_met() -> None:
     from dm2_fast import _C

@@ -69,7 +69,7 @@ class TrainingFile:
     def remove(self) -> None:
         """Remove the file, and those of companions."""
         for path in [self.path, *self.path.parent.glob(f"{self.path.stem}_*.pt")]:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
     def load(self) -> dict[str, Any] | None:
         """What was saved of this training; None for nothing (or, with a warning, for a damaged file)."""

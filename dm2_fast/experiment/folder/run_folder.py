@@ -72,6 +72,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def training(self) -> Path:
+        """The file of a training that goes on."""
+        return self.checkpoints / "training.pt"
+
+    @property
     def model(self) -> Path:
         """The file of the last trained weights."""
         return self.path / "model.pt"
