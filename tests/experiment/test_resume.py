@@ -86,7 +86,7 @@ def test_a_run_that_was_killed_while_it_cleared_up_leaves_nothing_more(
         if of is None or of.finished:
             raise Killed
 
-    where = (state, "remove_older") if removed == 0 else (checkpoint.TrainingFile, "remove")
+    where: tuple[object, str] = (state, "remove_older") if removed == 0 else (checkpoint.TrainingFile, "remove")
     with monkeypatch.context() as patch:
         run_until("1", config.output)
         patch.setattr(*where, kill)
