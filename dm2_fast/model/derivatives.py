@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vjp, vmap
 
 from dm2_fast.model.functions import logits_in, rows_of, run_module
-from dm2_fast.model.head import check_logits, evaluating, model_device
+from dm2_fast.model.head import check_labels, check_logits, evaluating, model_device
 from dm2_fast.model.passes import ForwardPass
 from dm2_fast.model.together import Batch
 
@@ -111,6 +111,7 @@ class Derivatives:
     def _loss(self, batch: Batch, labels: Tensor, parameters: Direction) -> Tensor:
         """The mean cross-entropy of the first rows of a batch, as many as there are labels."""
         logits = self._logits(parameters, batch)[: len(labels)]
+        check_labels(labels, logits.shape[1])
         return F.cross_entropy(logits, labels.to(logits.device))
 
     def _logits(self, parameters: Direction, batch: Batch) -> Tensor:

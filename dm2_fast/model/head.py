@@ -48,6 +48,17 @@ def check_model(model: object) -> None:
         raise TypeError(f"model must be a torch.nn.Module, got {shown(model)}")
 
 
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Raise unless labels (n,) are classes of the model, which has this many.
+
+    Raises:
+        ValueError: one of them is not.
+    """
+    most = int(labels.max()) if len(labels) else 0
+    if most >= classes:
+        raise ValueError(f"labels must be in [0, {classes - 1}], the classes of the model, got {most}")
+
+
 def check_logits(logits: object, least: int = 2) -> Tensor:
     """logits, if they are an (n, C) tensor of scores; an error that says what the model returned otherwise."""
     if not isinstance(logits, Tensor):

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dm2_fast import draws
+from dm2_fast.model.head import check_labels
 from dm2_fast.operations.arguments import number, one_of, whole
 from dm2_fast.round import Picked, Round
 from dm2_fast.strategies import alpha_learned
@@ -65,9 +66,7 @@ def choose(round: Round, budget: int, options: AlphaMixConfig) -> Picked:
     if round.labels is None:
         raise ValueError("this strategy compares classes: pass labels= with those of the labelled samples")
     features, logits, labelled = round.features, round.logits, round.labelled_features
-    most = int(round.labels.max()) if len(round.labels) else 0
-    if most >= logits.shape[1]:
-        raise ValueError(f"labels must be in [0, {logits.shape[1] - 1}], the classes of the model, got {most}")
+    check_labels(round.labels, logits.shape[1])
     with round.stage("choose"):
         centres = anchors(labelled, round.labels, logits.shape[1])
         step = options.cap_step or _CAP_STEPS[options.alpha]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dm2_fast import threads
 from dm2_fast.model.blocks import block_widths, find_blocks, position_means
-from dm2_fast.model.head import evaluating, model_device
+from dm2_fast.model.head import check_labels, evaluating, model_device
 from dm2_fast.operations.arguments import number, whole
 from dm2_fast.round import Picked, Round
 from dm2_fast.strategies.batch import Batch, check_batch, choose_batch
@@ -116,10 +116,11 @@ def trained(round: Round, options: LL4ALConfig) -> LossModule:
         if round.labels is None:
             raise ValueError("this strategy learns the loss of labelled samples: pass labels= with their classes")
         over_labelled, labels = round.over_labelled, round.labels
-        device = model_device(model)
+        logits, device = over_labelled.logits(), model_device(model)
+        check_labels(round.labels, logits.shape[1])
         with threads.seeded(seed, device):
             module = part(model, round.forward.first_rows(), options).to(device)  # type: ignore[arg-type]
-        logits, means = over_labelled.logits(), round.block_means(module.reads, labelled=True)
+        means = round.block_means(module.reads, labelled=True)
         warnings.warn(
             f"ll4al trains its loss module in this call, {options.epochs} passes over {len(labels)} labelled samples "
             "beside the finished network; dm2-fast run trains both together",

@@ -253,6 +253,8 @@ def test_what_is_wrong_is_named(model: Net, images: Tensor) -> None:
         select(model, images, 3, "ll4al", labelled=images)
     with pytest.raises(ValueError, match="compares with labelled samples: pass labelled= with at least one"):
         select(model, images, 3, "ll4al", labels=LABELS)
+    with pytest.raises(ValueError, match=r"labels must be in \[0, 2\], the classes of the model, got 3"):
+        select(model, images, 3, "ll4al", labelled=images[: len(LABELS)], labels=LABELS.clamp(min=3))
     with pytest.raises(ValueError, match="this strategy takes one class per sample"):
         select(model, images, 3, "ll4al", multilabel="mean")
     for options, message in (
