@@ -7,6 +7,7 @@ here stands on the page itself, in comments that its rendered form does not show
     <!-- toy: dm2-fast run + --pool 60 --test 40 -->    from here on, behind every command that begins so
     <!-- slow -->                                       the next block runs with the slow tests only
     <!-- not run: needs a GPU -->                       the next block does not run; test_documents.py counts these
+    <!-- numbers: ... -->                               says where numbers come from; test_numbers.py looks
 
 The blocks of a page run from top to bottom in one folder, the Python ones with the same variables.
 """
@@ -68,6 +69,8 @@ def blocks(page: Path) -> list[Block]:
                 slow = True
             elif kind == "not run" and value:
                 not_run = value
+            elif kind == "numbers" and value:
+                pass
             else:
                 raise ValueError(f"{where}: no such comment: {token[0]}")
             continue

@@ -1,0 +1,94 @@
+"""Every measured number of the pages stands in a file of results/, and every such file says what made it.
+
+A paragraph or table with measured numbers has a comment and an empty line above it that name its files:
+
+    <!-- numbers: results/probe/comparison.md -->    each number is one of the file's, rounded
+    <!-- numbers: defined -->                        nothing was measured: a default, a level, a share by construction
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from documents import ROOT
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+RESULTS = sorted(path for path in (ROOT / "results").iterdir() if path.is_dir())
+
+# Paragraphs whose numbers were printed by the command beside them and not kept; folders that were made before results
+# named their command. Fewer is better.
+NOT_TRACED = {"README.md": 1, "benches.md": 13, "design.md": 1, "kernels.md": 7, "runs.md": 1, "scale.md": 10}
+NO_COMMAND = {"probe", "strategies", "table4"}
+
+_UNIT = r"(?:ms|s|seconds|minutes|hours|MB|GB|KB|bytes|images/s|times|points)"
+_NUMBER = r"(?<![\w./-])[+-]?\d[\d,]*(?:\.\d+)?(?![\w.]|\.\d)"
+_MEASURED = re.compile(rf"(?<![\w./-])[+-]?(?:\d[\d,]*(?:\.\d+)?(?= {_UNIT}\b| ?%)|\d+\.\d+(?![\w.]|\.\d))")
+_VERSION = re.compile(
+    r"(?:section|Python|torch|triton|Triton|numpy|arXiv|Algorithm|Eqs?\.) [\d.]+(?:(?:,| and| or) [\d.]+)*"
+)
+
+
+def paragraphs(page: Path) -> Iterator[tuple[str | None, str]]:
+    """The paragraphs of a page, with what the comment above says of their numbers; no code, no targets of links."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    said = None
+    for part in re.split(r"\n\s*\n", text):
+        found = re.search(r"<!-- numbers: (.*?) -->", part)
+        part = re.sub(r"<!--.*?-->|`[^`]*`|\]\([^)]*\)", "", part, flags=re.DOTALL).strip()
+        said = found[1] if found else said
+        if part:
+            yield said, _VERSION.sub("", part)
+            said = None
+
+
+def value(number: str) -> float:
+    return float(number.replace(",", ""))
+
+
+def is_rounded(number: str, found: list[float]) -> bool:
+    """Whether one of the values, as a part, per cent, thousands, millions or billions, is this number when rounded."""
+    half = 0.5 * 10 ** -len(number.partition(".")[2])
+    return any(
+        abs(abs(each * scale) - abs(value(number))) <= half * (1 + 1e-9)
+        for each in found
+        for scale in (1, 100, 1e-3, 1e-6, 1e-9)
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_numbers_are_those_of_a_file(page: Path) -> None:
+    untraced = 0
+    for said, text in paragraphs(page):
+        measured = _MEASURED.findall(text)
+        if said is None:
+            untraced += bool(measured)
+        elif said != "defined":
+            files = [ROOT / name for name in said.split()]
+            found = [value(n) for file in files for n in re.findall(_NUMBER, file.read_text().replace("|", " | "))]
+            numbers = re.findall(_NUMBER, text) if text.lstrip().startswith("|") else measured
+            missing = [number for number in numbers if not is_rounded(number, found)]
+            assert not missing, f"{', '.join(missing)} in {text.strip()[:80]!r}"
+    assert untraced == NOT_TRACED.get(page.name, 0), f"{untraced} paragraphs without a file"
+
+
+@pytest.mark.parametrize("folder", [f for f in RESULTS if f.name not in NO_COMMAND], ids=lambda folder: folder.name)
+def test_results_say_what_made_them(folder: Path) -> None:
+    """Command, commit, machine, versions and date stand in a text of the folder."""
+    texts = [file.read_text() for file in folder.rglob("*") if file.suffix in (".md", ".yaml", ".txt")]
+    together = "\n".join(texts)
+    for what in (
+        r"`(?:dm2-fast|python|make|OMP_NUM_THREADS=1 python) ",
+        r"commit [0-9a-f]{7}",
+        r"\d+ cores?",
+        "torch 2",
+        r"20\d\d-\d\d-\d\d",
+    ):
+        assert re.search(what, together), what
+
+
+def test_results_are_small() -> None:
+    sizes = Counter({file: file.stat().st_size for file in (ROOT / "results").rglob("*") if file.is_file()})
+    assert max(sizes.values()) < 1_000_000
+    assert sum(sizes.values()) < 5_000_000
