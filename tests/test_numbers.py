@@ -24,6 +24,7 @@ NO_COMMAND = {"probe", "strategies", "table4"}
 
 _UNIT = r"(?:ms|s|seconds|minutes|hours|MB|GB|KB|bytes|images/s|times|points)"
 _NUMBER = r"(?<![\w./-])[+-]?\d[\d,]*(?:\.\d+)?(?![\w.]|\.\d)"
+_PAIR = re.compile(rf"({_NUMBER}) ± ({_NUMBER})")
 _MEASURED = re.compile(rf"(?<![\w./-])[+-]?(?:\d[\d,]*(?:\.\d+)?(?= {_UNIT}\b| ?%)|\d+\.\d+(?![\w.]|\.\d))")
 _VERSION = re.compile(
     r"(?:section|Python|torch|triton|Triton|numpy|arXiv|Algorithm|Eqs?\.) [\d.]+(?:(?:,| and| or) [\d.]+)*"
@@ -69,6 +70,12 @@ def test_numbers_are_those_of_a_file(page: Path) -> None:
             found = [value(n) for file in files for n in re.findall(_NUMBER, file.read_text().replace("|", " | "))]
             numbers = re.findall(_NUMBER, text) if text.lstrip().startswith("|") else measured
             missing = [number for number in numbers if not is_rounded(number, found)]
+            pairs = [each for file in files for each in _PAIR.findall(file.read_text())]
+            missing += [
+                f"{mean} ± {half}"
+                for mean, half in _PAIR.findall(text)
+                if not any(is_rounded(mean, [value(a)]) and is_rounded(half, [value(b)]) for a, b in pairs)
+            ]
             assert not missing, f"{', '.join(missing)} in {text.strip()[:80]!r}"
     assert untraced == NOT_TRACED.get(page.name, 0), f"{untraced} paragraphs without a file"
 
