@@ -141,7 +141,7 @@ def test_without_scores_utilities_are_the_order_of_choice(kind) -> None:
     rows, utilities = query(kind(random_state=0), batch_size=4, return_utilities=True)
     want = np.zeros(40)
     want[KNOWN] = np.nan
-    want[rows] = range(3, 0, -1)
+    want[rows] = [4, 3, 2, 1]
     for b in range(4):
         np.testing.assert_array_equal(utilities[b], want)
         want[rows[b]] = np.nan
