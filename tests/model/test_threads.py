@@ -226,6 +226,7 @@ def test_parts_that_are_trained_in_a_call(name: str, options: object) -> None:
 
 
 def test_runs(tmp_path: Path) -> None:
+    pytest.importorskip("yaml", reason="a run needs the extra run")
     sizes = {"initial": 20, "budget": 5, "rounds": 1, "pool": 60, "test": 50}
     few = dm2_fast.RunConfig(model="cnn", strategy="bald", dropout="blocks", training=TrainingConfig(epochs=2), **sizes)
 
