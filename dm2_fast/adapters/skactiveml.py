@@ -19,9 +19,6 @@ from dm2_fast.strategies import get
 from dm2_fast.strategies.cluster_margin import ClusterMarginConfig
 from dm2_fast.strategies.core_gcn import CoreGCNConfig
 from dm2_fast.strategies.dm2 import DM2Config
-from dm2_fast.strategies.entropy import EntropyConfig
-from dm2_fast.strategies.least_confidence import LeastConfidenceConfig
-from dm2_fast.strategies.margin import MarginConfig
 from dm2_fast.strategies.prob_cover import ProbCoverConfig
 from dm2_fast.strategies.uncertain_gcn import UncertainGCNConfig
 
@@ -170,14 +167,15 @@ class _Scoring(_QueryStrategy):
         super().__init__(clf_embedding_flag_name, missing_label, random_state)
         self.batch = batch
 
+    def _options(self) -> Any:
+        options: Any = get(self._strategy).options
+        return options(self.batch)  # which checks it
+
 
 class LeastConfidence(_Scoring):
     """Choose the lowest maximum of the class probabilities."""
 
     _strategy = "least-confidence"
-
-    def _options(self) -> LeastConfidenceConfig:
-        return LeastConfidenceConfig(self.batch)  # type: ignore[arg-type]  # which it checks
 
 
 class Entropy(_Scoring):
@@ -185,17 +183,11 @@ class Entropy(_Scoring):
 
     _strategy = "entropy"
 
-    def _options(self) -> EntropyConfig:
-        return EntropyConfig(self.batch)  # type: ignore[arg-type]  # which it checks
-
 
 class Margin(_Scoring):
     """Choose the smallest gap between the two largest class probabilities."""
 
     _strategy = "margin"
-
-    def _options(self) -> MarginConfig:
-        return MarginConfig(self.batch)  # type: ignore[arg-type]  # which it checks
 
 
 class CoreSet(_QueryStrategy):

@@ -106,8 +106,9 @@ class DatasetPool:
                     if key not in stores:
                         stores[key] = _Store(samples[0], m, self.memory // len(parts), files)
                     stores[key].add(samples, self.name if len(parts) == 1 else f"{self.name}[{key!r}]")
+                firsts = [samples[0] for samples in parts.values()]
                 bar.update(len(samples))
-                turns.size = max(_READ_TOGETHER, min(_MOST_TOGETHER, _SMALL // max(1, samples[0].numel())))
+                turns.size = max(_READ_TOGETHER, min(_MOST_TOGETHER, _SMALL // max(1, *(s.numel() for s in firsts))))
             tensors = {key: store.tensor() for key, store in stores.items()}
         if self.entries is None:
             return next(iter(tensors.values()))

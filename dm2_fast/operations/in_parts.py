@@ -13,7 +13,7 @@ from torch import Tensor
 from dm2_fast.operations import backends, cpp
 from dm2_fast.operations.cuts import Cuts
 from dm2_fast.operations.knn import UnitRows, check_k
-from dm2_fast.operations.memory import Plan, plan, release
+from dm2_fast.operations.memory import Plan, plan, release, trim
 from dm2_fast.operations.shards import PROBES, SAMPLE, SAMPLE_PER_PART, Shard, as_compared, prepared
 from dm2_fast.progress import tqdm, write
 
@@ -169,7 +169,7 @@ class _Parts:
 
     def _blocks(self) -> Iterator[tuple[int, UnitRows]]:
         """The rows by blocks, each copied from where they lie."""
-        step = max(1, 2**24 // (self.data.shape[1] * self.data.element_size()))
+        step = max(1, min(2**24, self.plan.memory // 16) // (self.data.shape[1] * self.data.element_size()))
         for first in range(0, len(self.data), step):
             block = self.data[first : first + step].clone(memory_format=torch.contiguous_format)
             release(self.data)
@@ -195,6 +195,7 @@ class _Parts:
             kept.codes, kept.size = self.codes.append(codes), len(codes)
             step(one, here, one, here)
             kept.distances, kept.indices = self.found.append(one.distances), self.found.append(one.indices)
+            del one, here  # or three parts are in memory while the next is read
         for i, first in enumerate(self.shards[:-1]):
             one = self._load(first)
             here = prepared(one, self.frame, self.threads)
@@ -202,9 +203,12 @@ class _Parts:
                 other = self._load(second)
                 step(one, here, other, prepared(other, self.frame, self.threads))
                 self._save(second, other)
+                del other
             self._save(first, one)
+            del one, here
 
     def _load(self, kept: _Kept) -> Shard:
+        trim()
         d, n, first = self.data.shape[1], kept.count, kept.first
         rows = object.__new__(UnitRows)
         rows.data = kept.rows.read(first * d * self.data.element_size(), self.data, n, d)

@@ -3,6 +3,7 @@
 import ctypes
 import mmap
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,6 +104,12 @@ def release(*read: object) -> None:
         if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
             first, last = mapping
             ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
+
+
+def trim() -> None:
+    """Give freed memory back to the system, where the C library is one that would keep it (glibc)."""
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(ctypes.c_size_t(0))
 
 
 def _mapping(x: Tensor) -> tuple[int, int] | None:

@@ -1,6 +1,7 @@
 """What several runs say together: a table and a plot of mean and standard deviation over their seeds."""
 
 import csv
+import shlex
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -137,9 +138,8 @@ def write_comparison_of(config: ReportConfig, *, echo: Callable[[str], None]) ->
     for curve in _curves_of(runs):
         curves.setdefault(curve.key, curve)
     asked = Asked(str(config.against), config.measure)
-    command = (
-        f"dm2-fast report {' '.join(map(str, config.folders))} --against {asked.against} --measure {asked.measure}"
-    )
+    given = [*map(str, config.folders), "--against", asked.against, "--measure", asked.measure]
+    command = shlex.join(["dm2-fast", "report", *given])
     write_comparison(config.output, list(curves.values()), asked, "comparison", [command], echo=echo)
     return config.output
 

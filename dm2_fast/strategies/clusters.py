@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dm2_fast.operations.nearest import lower_to_nearest
-from dm2_fast.threads import each
+from dm2_fast.threads import each, threads_of_torch
 
 _ROWS = 1024  # of a block: its shape decides the order of sums, so it is the same for any number of threads
 
@@ -40,7 +40,7 @@ def nearest_to_centres(
     Returns:
         Rows in the order of their clusters, fewer than clusters where rows repeat.
     """
-    n, threads = len(features), num_threads or torch.get_num_threads()
+    n, threads = len(features), num_threads or threads_of_torch()
     if n <= clusters:
         return torch.arange(n)
     x = F.normalize(features.detach().float()).cpu().contiguous()
