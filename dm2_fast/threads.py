@@ -4,7 +4,7 @@
   device's random state. What runs on copies of models, or on none, runs side by side.
 - Batches that run side by side do so on threads that are kept, each with one thread of torch. How many threads torch
   uses in any other thread does not change.
-- The library that serves k-means has one number of threads for the whole process: one call at a time changes it.
+- What scikit-learn clusters with has one number of threads for the whole process: one call at a time changes it.
 """
 
 import os
@@ -142,8 +142,8 @@ def tracing() -> Iterator[None]:
 
 @contextmanager
 def clustering() -> Iterator[None]:
-    """Keep other calls from k-means, and let it use one thread: sums by several would depend on their number."""
-    with extras.needed("strategies", "k-means"):
+    """Keep other calls from clustering by scikit-learn, on one thread meanwhile: its sums depend on their number."""
+    with extras.needed("strategies", "clustering"):
         from threadpoolctl import threadpool_limits
 
     with _process.clustering, threadpool_limits(1):

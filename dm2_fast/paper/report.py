@@ -164,6 +164,8 @@ def _read(folder: Path) -> _Run:
     try:
         settings = flat(identity(read_yaml(folder / "config.yaml")))
         seed = int(settings.pop("seed"))
+        for name in ("strategy", "dataset", "model"):
+            settings[name] = str(settings[name])
         with (folder / "rounds.csv").open(newline="") as file:
             trainings = [_training(line) for line in csv.DictReader(file)]
         return _Run(folder, seed, settings, trainings, planned=int(settings["rounds"]) + 1)

@@ -46,7 +46,7 @@ def open_array(name: str, file: Path) -> NDArray[Any]:
 
 def _reason(error: Exception) -> str:
     """What numpy says, but for a header that is no Python: that names objects of the parser."""
-    return "its header is damaged" if "malformed node" in str(error) else first_line(error)
+    return "its header is damaged" if "malformed node" in str(error) else first_line(error)[:80]
 
 
 def check_whole(name: str, array: NDArray[Any]) -> None:
@@ -214,7 +214,7 @@ def read_head(file: Path, features: NDArray[Any]) -> nn.Linear:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             held = {name: np.asarray(arrays[name]) for name in arrays.files}
     except Exception as error:  # numpy, zipfile and zlib each have their own
-        why = "" if isinstance(error, (AttributeError, TypeError)) else f" ({first_line(error)})"
+        why = "" if isinstance(error, (AttributeError, TypeError)) else f" ({_reason(error)})"
         raise ValueError(f"head must be a .npz file of weight and bias, got {file}{why}") from error
     if set(held) == {"coef_", "intercept_"}:
         try:

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -256,6 +257,7 @@ class Drawn(Dataset):
         return 90
 
     def __getitem__(self, row: int) -> Tensor:
+        time.sleep(1e-4)  # another thread draws meanwhile, if it may
         return torch.rand(3, 8, 8)
 
 

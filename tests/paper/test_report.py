@@ -117,6 +117,7 @@ def test_a_report_without_a_run_or_with_one_twice_is_refused(tmp_path: Path) -> 
         ("config.yaml", "a: [1"),
         ("config.yaml", "just words"),
         ("config.yaml", "strategy: dm2\n"),
+        ("config.yaml", "dataset: d\nmodel: n\nseed: 0\nrounds: 2\n"),
         ("rounds.csv", "round,labelled\n0,20\n"),
         ("rounds.csv", "round,labelled,accuracy,accuracy_fgsm\n0,20,0.5\n"),
         ("rounds.csv", None),
