@@ -3,7 +3,7 @@
 Each is one opaque node that checks its arguments and chooses its implementation as the function of the same name does.
 """
 
-# Optional and List, since torch 2.6 cannot read "| None" and "list" in the signature of an operator.
+# Optional and List, since torch 2.5 cannot read "| None" and "list" in the signature of an operator.
 # ruff: noqa: UP006, UP035, UP045
 
 from typing import List, Optional

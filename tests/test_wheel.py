@@ -120,4 +120,4 @@ def test_the_core_replaces_no_package_of_a_running_project(wheel: Path, tmp_path
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         lines = archive.read(name).decode().splitlines()
     wanted = [line for line in lines if line.startswith("Requires-Dist: ") and "extra ==" not in line]
-    assert sorted(wanted) == ["Requires-Dist: numpy>=1.26", "Requires-Dist: torch>=2.6"]
+    assert sorted(wanted) == ["Requires-Dist: numpy>=1.26", "Requires-Dist: torch>=2.5"]

@@ -73,6 +73,14 @@ def test_a_finished_run_is_returned_at_once(
     assert contents(config.output or tmp_path) == reference
 
 
+def test_two_states_are_kept(tmp_path: Path) -> None:
+    run_until("2", tmp_path)
+    assert [file.name for file in sorted((tmp_path / "checkpoints").glob("after_*"))] == [
+        "after_002.pt",
+        "after_003.pt",
+    ]
+
+
 @pytest.mark.parametrize("removed", [0, 1])
 def test_a_run_that_was_killed_while_it_cleared_up_leaves_nothing_more(
     removed: int, tmp_path: Path, reference: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -121,6 +121,20 @@ def test_small_samples_are_read_many_together(workers: int) -> None:
         DatasetPool(Counted(strange), num_workers=workers).read()
 
 
+def test_large_samples_beside_small_ones_are_read_a_few_together() -> None:
+    samples = TensorDataset(torch.zeros(600, 40_000, dtype=torch.uint8), torch.arange(600))
+    sizes = []
+
+    class Seen(DatasetPool):
+        def _batches(self, loader: Any) -> Any:
+            for parts in super()._batches(loader):
+                sizes.append(len(parts[0]))
+                yield parts
+
+    Seen(samples, entries=(0, 1)).read()
+    assert max(sizes) < 100
+
+
 def test_images_of_torchvision_and_parameters_are_tensors() -> None:
     tv_tensors = pytest.importorskip("torchvision.tv_tensors", reason="torchvision is in the extra run")
     for wrap in (tv_tensors.Image, lambda x: torch.nn.Parameter(x.float())):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor
 
 import dm2_fast
-from dm2_fast.operations import memory
+from dm2_fast.operations import in_parts, memory
 from dm2_fast.operations.memory import as_bytes, is_mapped, plan, release
+from dm2_fast.operations.shards import Shard
 
 
 def _rows(m: int, d: int = 24, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -40,6 +42,21 @@ def test_every_budget_gives_the_same_bits(parts: int) -> None:
     assert torch.equal(found[1], expected[1])
     assert torch.equal(found[0], expected[0])
     assert is_mapped(found[0]) == (parts > 1)
+
+
+def test_two_parts_are_in_memory_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    shards: list[weakref.ref[Shard]] = []
+    load = in_parts._Parts._load
+
+    def counted(self: Any, kept: Any) -> Shard:
+        assert sum(shard() is not None for shard in shards) < 2
+        shards.append(weakref.ref(shard := load(self, kept)))
+        return shard
+
+    monkeypatch.setattr(in_parts._Parts, "_load", counted)
+    x = _rows(800)
+    dm2_fast.knn(x, 3, memory=_needed(x, 3, 5))
+    assert len(shards) > 10
 
 
 @pytest.mark.parametrize("options", [{"metric": "l2"}, {"unit_rows": False}, {"per_dimension": False}])

@@ -270,7 +270,7 @@ def test_the_model_of_a_run_chooses_from_a_pool_of_one_s_own(capsys: pytest.Capt
     from dm2_fast.experiment.models import build
 
     model = build("cnn", 1, (8, 8), 10)
-    model.load_state_dict(torch.load("run/model.pt"))
+    model.load_state_dict(torch.load("run/model.pt", weights_only=True))
     picked = dm2_fast.select(model, data.x_test, 5, "entropy", normalize=data.normalize)
     assert [int(line["row"]) for line in table("out")] == picked.indices.tolist()
     np.save("pool.npy", np.zeros((20, 3, 8, 8), np.uint8))

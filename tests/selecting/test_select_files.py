@@ -141,7 +141,7 @@ def direct_features(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def direct_images(pool: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The same with the network written out; pool is (m, C, H, W) in [0, 1]."""
-    state = {name: value.double().numpy() for name, value in torch.load("weights.pt").items()}
+    state = {name: value.double().numpy() for name, value in torch.load("weights.pt", weights_only=True).items()}
     mean, std = (np.array(v)[:, None, None] for v in ([0.4, 0.5, 0.6], [0.2, 0.3, 0.25]))
 
     def features(x: np.ndarray) -> np.ndarray:
@@ -333,7 +333,7 @@ def head(**changes: Any) -> None:
 
 
 def state(**changes: Any) -> None:
-    torch.save(torch.load("weights.pt") | changes, "weights.pt")
+    torch.save(torch.load("weights.pt", weights_only=True) | changes, "weights.pt")
 
 
 POOL = ["--pool", "pool.npy", "--model", "their_models:build", "--budget", "5"]
