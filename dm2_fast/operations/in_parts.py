@@ -195,7 +195,6 @@ class _Parts:
             kept.codes, kept.size = self.codes.append(codes), len(codes)
             step(one, here, one, here)
             kept.distances, kept.indices = self.found.append(one.distances), self.found.append(one.indices)
-            del one, here  # or three parts are in memory while the next is read
         for i, first in enumerate(self.shards[:-1]):
             one = self._load(first)
             here = prepared(one, self.frame, self.threads)
@@ -203,9 +202,8 @@ class _Parts:
                 other = self._load(second)
                 step(one, here, other, prepared(other, self.frame, self.threads))
                 self._save(second, other)
-                del other
+                del other  # or three parts are in memory while the next is read
             self._save(first, one)
-            del one, here
 
     def _load(self, kept: _Kept) -> Shard:
         trim()

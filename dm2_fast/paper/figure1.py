@@ -15,7 +15,7 @@ from dm2_fast.model.passes import ForwardPass
 from dm2_fast.paper.curves import Curve
 from dm2_fast.paper.full import full_config
 from dm2_fast.paper.protocol import Protocol
-from dm2_fast.paper.shown import mean_and_deviation, write_csv
+from dm2_fast.paper.study_report import mean_and_deviation, write_csv
 from dm2_fast.picked import highest
 
 _KEPT, _SKIPPED = "#1b6ca8", "#d1495b"

@@ -23,7 +23,7 @@ from dm2_fast.paper.clock import measured
 from dm2_fast.paper.curves import Curve, hash_of
 from dm2_fast.paper.protocol import run_config
 from dm2_fast.round import Round
-from dm2_fast.strategy import DROPOUT
+from dm2_fast.strategy import DROPOUT, SAMPLED
 
 ORACLE, FULL = "greedy-oracle", "full-data"
 _TRIES = 20  # random batches that the oracle tries
@@ -220,15 +220,22 @@ def _chooser(
         return lambda head, unlabelled, rows, round: unlabelled
     config = run_config(options)
     strategy = strategies.get(config.strategy)
-    if strategy.part is not None or strategy.companions is not None:
+    own_options = strategy.checked(config.options)
+    others = 0 if strategy.companions is None else strategy.companions(own_options)
+    if strategy.part is not None or others:
         raise ValueError(f"{strategy.name} trains something beside the network: it has no place on the probe track")
     x, y = data.x[pool], data.y[pool]
+    dropout = not {DROPOUT, SAMPLED}.isdisjoint(strategy.passes)
+    remembered: dict[str, Any] = {}
 
     def choose(head: Head, unlabelled: Tensor, rows: Tensor, round: int) -> Tensor:
-        forward = ForwardPass(head.module(DROPOUT in strategy.passes), x[unlabelled], prepare="off", num_threads=1)
+        forward = ForwardPass(head.module(dropout), x[unlabelled], prepare="off", num_threads=1)
         own = (x[unlabelled], x[rows])
-        asked = Round(forward, seed, round, pool[unlabelled], x[rows], y[rows], ties=config.ties, own_features=own)
-        return select_from(asked, probe.budget, strategy, config.options).indices
+        asked = Round(
+            forward, seed, round, pool[unlabelled], x[rows], y[rows], ties=config.ties, remembered=remembered,
+            own_features=own,
+        )  # fmt: skip
+        return select_from(asked, probe.budget, strategy, own_options).indices
 
     return choose
 

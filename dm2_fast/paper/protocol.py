@@ -3,7 +3,8 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -28,7 +29,8 @@ class Protocol:
         seeds: Every seed is a pair: it decides the pool, the first labels and the first weights for all methods.
         primary: The measure that is tested.
         against: The method that the others are compared with.
-        compared: The methods that are tested against it; None for all.
+        compared: The methods that are tested against it; None for all that have all seeds.
+        fewer: The seeds of methods that do not have all of them, by name; shown, and neither tested nor ranked.
     """
 
     name: str
@@ -39,11 +41,19 @@ class Protocol:
     primary: str = "accuracy"
     against: str = "random"
     compared: tuple[str, ...] | None = None
+    fewer: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def tested(self) -> tuple[str, ...]:
         """The methods that are compared with `against`."""
-        return tuple(m for m in self.compared or tuple(self.methods) if m != self.against)
+        whole = tuple(m for m in self.methods if m not in self.fewer)
+        return tuple(m for m in self.compared or whole if m != self.against)
+
+    @property
+    def keys(self) -> list[tuple[str, str, int]]:
+        """Cell, method and seed of every curve, seed by seed, so that what is there at any time is paired."""
+        keys = product(self.seeds, self.cells, self.methods)
+        return [(cell, method, seed) for seed, cell, method in keys if seed in self.fewer.get(method, self.seeds)]
 
     def restricted(
         self, cells: Sequence[str] | None, methods: Sequence[str] | None, seeds: Sequence[int] | None
@@ -116,7 +126,7 @@ def read_protocol(name: str) -> Protocol:
             raise ValueError(f"protocol must be a file.yaml or one of {', '.join(known)}, got {name!r}")
         raise FileNotFoundError(f"protocol file not found: {file.absolute()}")
     values = read_yaml(file)
-    known_keys = ("show", "cells", "methods", "seeds", "primary", "against", "compared")
+    known_keys = ("show", "cells", "methods", "seeds", "primary", "against", "compared", "fewer")
     unknown = sorted(set(values) - set(known_keys))
     missing = sorted({"show", "cells", "methods", "seeds"} - set(values))
     if unknown or missing:
@@ -129,20 +139,28 @@ def read_protocol(name: str) -> Protocol:
             raise ValueError(f"{file}: {what} must be options by name, got {values[what]!r}")
         values[what] = {name: dict(options or {}) for name, options in values[what].items()}
     compared = values.get("compared")
-    if isinstance(values["seeds"], int):
-        values["seeds"] = range(values["seeds"])
+    fewer = {method: _seeds(seeds) for method, seeds in (values.get("fewer") or {}).items()}
     made = Protocol(
         file.stem,
         **{
             **values,
-            "seeds": tuple(int(seed) for seed in values["seeds"]),
+            "seeds": _seeds(values["seeds"]),
             "compared": None if compared is None else tuple(compared),
+            "fewer": fewer,
         },
     )
-    for method in (made.against, *made.tested):
+    for method in (made.against, *made.tested, *fewer):
         if method not in made.methods:
             raise ValueError(f"{file}: {method} is compared but not among the methods {', '.join(made.methods)}")
+    for method in (made.against, *made.tested):
+        if method in fewer:
+            raise ValueError(f"{file}: {method} is compared, so it must have all seeds: leave it out of fewer")
     return made
+
+
+def _seeds(given: int | Sequence[int]) -> tuple[int, ...]:
+    """So many seeds from 0 on, or the seeds themselves."""
+    return tuple(range(given)) if isinstance(given, int) else tuple(int(seed) for seed in given)
 
 
 def run_config(values: dict[str, Any], **others: Any) -> RunConfig:

@@ -115,7 +115,7 @@ def write_report(folders: Sequence[Path], output: Path, *, echo: Callable[[str],
 
 
 def write_comparison_of(config: ReportConfig, *, echo: Callable[[str], None]) -> Path:
-    """Compare everything that config.folders hold with config.against; see `dm2_fast.paper.shown.write_comparison`.
+    """Compare everything that config.folders hold with config.against, as `study_report.write_comparison` does.
 
     Runs that differ in nothing but their seed are a method, named as in `write_report`; their data set and model are
     the cell. Where a study has the same curve as another folder, the first counts.
@@ -123,7 +123,7 @@ def write_comparison_of(config: ReportConfig, *, echo: Callable[[str], None]) ->
     Raises:
         ValueError: nothing can be read, or there is no curve to compare with.
     """
-    from dm2_fast.paper.shown import Asked, write_comparison
+    from dm2_fast.paper.study_report import Asked, write_comparison
 
     extras.check("run", "the report", "yaml", "matplotlib", "scipy")
     runs, curves = [], dict[tuple[str, str, int], Curve]()

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -17,7 +16,7 @@ from dm2_fast.experiment.machine import machine, reproducible
 from dm2_fast.paper import full, probe
 from dm2_fast.paper.curves import Curve, add_curves, locked, read_curves
 from dm2_fast.paper.protocol import Protocol, names, read_protocol
-from dm2_fast.paper.shown import show
+from dm2_fast.paper.study_report import show
 from dm2_fast.paper.work import Claims, side_by_side
 from dm2_fast.words import count
 
@@ -84,8 +83,8 @@ def study(config: StudyConfig, *, echo: Callable[[str], None] | None = None) -> 
     assert config.output is not None
     (config.output / "curves").mkdir(parents=True, exist_ok=True)
     curves = kept(config.output, whole)
-    left = [job for job in jobs(wanted) if job not in {curve.key for curve in curves}]
-    echo(f"{whole.name}: {count(len(jobs(wanted)) - len(left), 'curve')} made, {len(left)} left")
+    left = [key for key in wanted.keys if key not in {curve.key for curve in curves}]
+    echo(f"{whole.name}: {count(len(wanted.keys) - len(left), 'curve')} made, {len(left)} left")
     if left:
         for line in _plan(wanted, config, left, curves):
             echo(line)
@@ -98,7 +97,7 @@ def study(config: StudyConfig, *, echo: Callable[[str], None] | None = None) -> 
         else:
             side_by_side(make_curves, (config, wanted, until, _say), config.jobs)
     curves = kept(config.output, whole)
-    missing = len(jobs(wanted)) - len({curve.key for curve in curves} & set(jobs(wanted)))
+    missing = len(wanted.keys) - len({curve.key for curve in curves} & set(wanted.keys))
     if missing:
         echo(f"{count(missing, 'curve')} left: the same command goes on")
     if curves:
@@ -109,11 +108,6 @@ def study(config: StudyConfig, *, echo: Callable[[str], None] | None = None) -> 
 
 def _say(line: str) -> None:
     print(line, flush=True)
-
-
-def jobs(protocol: Protocol) -> list[tuple[str, str, int]]:
-    """The keys of all curves, seed by seed, so that what is there at any time is paired."""
-    return [(cell, method, seed) for seed, cell, method in product(protocol.seeds, protocol.cells, protocol.methods)]
 
 
 def kept(folder: Path, protocol: Protocol) -> list[Curve]:
@@ -156,7 +150,7 @@ def make_curves(
             claimed.clear()
 
         try:
-            for key in jobs(wanted):
+            for key in wanted.keys:
                 if until is not None and time.time() >= until:
                     break
                 number = _number(key)

@@ -23,7 +23,7 @@ from dm2_fast.experiment.training import Labelled, train
 from dm2_fast.model.passes import ForwardPass
 from dm2_fast.operations.arguments import whole
 from dm2_fast.paper.clock import Clock, Wanted
-from dm2_fast.paper.picture import draw
+from dm2_fast.paper.table4_picture import draw
 from dm2_fast.paper.timings import Timing, digits, markdown, summarise, write_lines
 from dm2_fast.paper.trial import Trial, estimate, try_out
 from dm2_fast.round import Round

@@ -6,7 +6,8 @@ from pathlib import Path
 from dm2_fast.experiment.folder.files import replacing
 from dm2_fast.paper.curves import Curve
 from dm2_fast.paper.protocol import Protocol
-from dm2_fast.paper.shown import code, mean_and_deviation, origins, write_csv
+from dm2_fast.paper.study_report import code, mean_and_deviation, origins, write_csv
+from dm2_fast.words import count
 
 _TITLES = {
     "table1": "Table 1: last accuracy of every method (%)",
@@ -43,8 +44,8 @@ def write_table(folder: Path, protocol: Protocol, curves: Sequence[Curve]) -> No
             lines.append(line)
     heads = ["method", *(f"{cell} {NAMES.get(measure, measure)}" for cell, measure in columns)]
     seeds = sorted({sum(c.key[:2] == (cell, method) for c in curves) for cell, method, _ in {c.key for c in curves}})
-    each = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    text = [f"# {_TITLES[protocol.show]}\n", f"Protocol {protocol.name}; {each} seeds each, with 95 % intervals.\n"]
+    each = count(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    text = [f"# {_TITLES[protocol.show]}\n", f"Protocol {protocol.name}; {each} each, with 95 % intervals.\n"]
     made = [*map(code, protocol.commands(curve.key for curve in curves)), *origins(curves)]
     text += [*(f"- {line}" for line in made), ""]
     text += [f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *lines)]

@@ -9,11 +9,13 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from dm2_fast import strategies
 from dm2_fast.cli import main
 from dm2_fast.experiment.data import patches
 from dm2_fast.experiment.data.own_features import read_own
@@ -23,7 +25,9 @@ from dm2_fast.paper.curves import Curve, add_curves, hash_of, read_curves
 from dm2_fast.paper.probe import Head, Probe, pool_of, probe_curve
 from dm2_fast.paper.protocol import merged, read_protocol, run_config
 from dm2_fast.paper.statistics import permutation_test
-from dm2_fast.paper.study import StudyConfig, jobs, study
+from dm2_fast.paper.study import StudyConfig, study
+from dm2_fast.strategies import cluster_margin
+from dm2_fast.strategies.cluster_margin import clusters
 from dm2_fast.strategies.dm2 import DM2Config
 
 TOY = """
@@ -159,6 +163,24 @@ def test_a_curve_of_the_probe_is_reproducible_and_pairs_start_alike() -> None:
     assert made[0].labelled == (10, 15, 20)
 
 
+@pytest.mark.parametrize("name", [name for name in strategies.names() if strategies.get(name).part is None])
+def test_strategies_have_a_curve(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    monkeypatch.setattr(cluster_margin, "clusters", lambda *args, **more: found.append(1) or clusters(*args, **more))
+    cell = Probe("digits", 120, 10, 5, 2, 60, features="pixels")
+    made = probe_curve("c", "m", cell, {"strategy": name}, 1, Path())
+    assert made.labelled == (10, 15, 20)
+    assert len(found) == (name == "cluster-margin")  # the clusters of the first round are those of the others
+
+
+@pytest.mark.parametrize(
+    "options", [{"strategy": "vaal"}, {"strategy": "ll4al"}, {"strategy": "qbc", "qbc": {"committee": "networks"}}]
+)
+def test_what_trains_beside_the_head_has_none(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="trains something beside the network: it has no place on the probe track"):
+        probe_curve("c", "m", Probe("digits", 120, 10, 5, 2, 60, features="pixels"), options, 1, Path())
+
+
 def test_the_references_look_at_the_labels() -> None:
     cell = Probe("digits", 300, 10, 10, 3, 200, features="pixels")
     area = {}
@@ -263,7 +285,7 @@ def test_a_study_runs_once_and_says_what_is_left(toy: Path) -> None:
     assert lines[0] == "toy: 0 curves made, 16 left"
     assert any(line.split()[:3] == ["margin-kmeans", "4", "curves"] for line in lines)
     curves = read_curves(folder / "curves")
-    assert {curve.key for curve in curves} == set(jobs(replace(read_protocol(str(toy)), seeds=(0, 1))))
+    assert {curve.key for curve in curves} == set(replace(read_protocol(str(toy)), seeds=(0, 1)).keys)
     assert all(curve.commit and curve.versions and curve.machine and curve.date for curve in curves)
     stamps = [file.stat().st_mtime_ns for file in (folder / "curves").iterdir()]
     lines.clear()
@@ -274,6 +296,16 @@ def test_a_study_runs_once_and_says_what_is_left(toy: Path) -> None:
     study(config_of(toy, plan=True), echo=lines.append)
     assert lines[0] == "toy: 16 curves made, 8 left"
     assert len(read_curves(folder / "curves")) == 16
+
+
+def test_a_slow_method_may_have_fewer_seeds(toy: Path) -> None:
+    toy.write_text(TOY.replace("seeds: 3", "seeds: [4, 5, 6]\nfewer: {greedy-oracle: [5]}").replace("compared", "# "))
+    protocol = read_protocol(str(toy))
+    assert protocol.tested == ("margin-kmeans", "dm2-published", "full-data")
+    keys = [key for key in protocol.keys if key[1] == "greedy-oracle"]
+    assert keys == [("one", "greedy-oracle", 5), ("two", "greedy-oracle", 5)]
+    assert len(protocol.keys) == 2 * (4 * 3 + 1)
+    assert not any(key[1] == "greedy-oracle" for key in protocol.restricted(None, None, [4, 6]).keys)
 
 
 def test_other_options_are_refused(toy: Path) -> None:
@@ -325,6 +357,8 @@ def test_options_of_a_cell_and_a_method_come_together() -> None:
         (("seeds: 3", "seeds: 3\nmore: 1"), "is no protocol: unknown more"),
         (("compared: [margin-kmeans", "compared: [badge"), "badge is compared but not among the methods"),
         (("methods:", "methods: 3\nothers:"), "is no protocol: unknown others"),
+        (("seeds: 3", "seeds: 3\nfewer: {badge: 2}"), "badge is compared but not among the methods"),
+        (("seeds: 3", "seeds: 3\nfewer: {dm2-published: 2}"), "dm2-published is compared, so it must have all seeds"),
     ],
 )
 def test_a_protocol_that_is_wrong_is_named(toy: Path, change: tuple[str, str], message: str) -> None:

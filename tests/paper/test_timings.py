@@ -5,7 +5,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from dm2_fast.paper.picture import draw
+from dm2_fast.paper.table4_picture import draw
 from dm2_fast.paper.timings import Timing, markdown, read_timings, summarise, write_lines, write_timings
 
 POOL = 600

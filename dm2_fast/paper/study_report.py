@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dm2_fast.experiment.folder.files import replacing
-from dm2_fast.paper import pictures
+from dm2_fast.paper import study_pictures
 from dm2_fast.paper.comparison import Bound, Line, bounds, compare, penalties, ranked, table_of_cells
 from dm2_fast.paper.curves import Curve
 from dm2_fast.paper.protocol import Protocol
@@ -56,7 +56,7 @@ def show(
 
         draw_figure1(folder, protocol, curves, data_dir, device)
     elif protocol.show == "figure4":
-        pictures.draw_curves(folder / "figure4.png", curves, protocol.against, protocol.primary, protocol.name)
+        study_pictures.draw_curves(folder / "figure4.png", curves, protocol.against, protocol.primary, protocol.name)
 
 
 def _in_order(protocol: Protocol, curves: Sequence[Curve]) -> list[Curve]:
@@ -86,9 +86,9 @@ def write_comparison(
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(folder / "comparison.csv", COLUMNS, [_row(line) for line in lines])
     text = markdown(lines, bounds(curves), asked, title, [*map(code, commands), *origins(curves)])
-    pictures.draw_curves(folder / "curves.png", curves, asked.against, asked.measure, title)
+    study_pictures.draw_curves(folder / "curves.png", curves, asked.against, asked.measure, title)
     if lines:
-        pictures.draw_differences(folder / "differences.png", lines, asked.against, title)
+        study_pictures.draw_differences(folder / "differences.png", lines, asked.against, title)
     counted = [c for c in curves if asked.tested is None or c.method in (asked.against, *asked.tested)]
     methods, cells, values = table_of_cells(counted, asked.measure)
     if len(methods) > 1 and any(v.shape[1] > 1 for v in values):
@@ -96,11 +96,11 @@ def write_comparison(
         write_csv(
             folder / "penalty.csv", ("method", *methods), [(m, *row) for m, row in zip(methods, matrix, strict=True)]
         )
-        pictures.draw_penalties(folder / "penalty.png", methods, matrix)
+        study_pictures.draw_penalties(folder / "penalty.png", methods, matrix)
     if len(methods) > 2 and len(cells) > 1:
         steps = [next(c.labelled for c in curves if c.cell == cell and len(c.labelled) > 1) for cell in cells]
         found = ranked(values, steps)
-        pictures.draw_ranks(folder / "ranks.png", methods, found, len(cells), asked.against)
+        study_pictures.draw_ranks(folder / "ranks.png", methods, found, len(cells), asked.against)
         listed = ", ".join(f"{methods[i]} {found.mean[i]:.2f}" for i in np.argsort(found.mean, kind="stable"))
         text += (
             f"\nMean ranks over {len(cells)} cells: {listed}. Critical difference {found.critical:.2f} (Nemenyi, 5 %), "
