@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import IO, Any
 
 import numpy as np
@@ -169,9 +170,9 @@ class _Named(Dataset[Any]):
     def __getitems__(self, rows: Sequence[int]) -> "dict[str | int, Tensor | list[Tensor]] | _Failure":
         samples: list[Any] = []
         try:
-            for row in rows:
-                samples.append(self.dataset[row])
+            samples.extend(map(self.dataset.__getitem__, rows))
         except Exception as error:
+            row = rows[len(samples)]
             said = f": {error}" if str(error) else ""
             return _Failure("RuntimeError", f"{self.name} raised {type(error).__name__} when asked for row {row}{said}")
         stacked = _small_tensors(samples) if self.entries is None else None
@@ -233,9 +234,9 @@ def _small_tensors(samples: Sequence[Any]) -> Tensor | None:
     first = values[0]
     if type(first) is not Tensor or len(values) * first.numel() > _SMALL or first.element_size() not in _BITS:
         return None
-    if any(type(each) is not Tensor or each.shape != first.shape or each.dtype != first.dtype for each in values):
+    if set(map(type, values)) != {Tensor} or set(map(attrgetter("dtype"), values)) != {first.dtype}:
         return None
-    try:
+    try:  # which refuses other shapes
         with torch.no_grad():
             return as_tensor(torch.stack(values), "samples").cpu()
     except (TypeError, RuntimeError):
