@@ -30,9 +30,10 @@ def on_files(files: Any, config: Any) -> Any:
     """Add the pages that do not stand in docs/, with their links as they are from there."""
     for name, source in (("index.md", "README.md"), ("contributing.md", "CONTRIBUTING.md")):
         text = (ROOT / source).read_text().replace("](docs/", "](").replace("](CONTRIBUTING.md", "](contributing.md")
-        for picture in re.findall(r"!\[.*?\]\((results/.*?)\)", text):
-            files.append(File.generated(config, picture, abs_src_path=str(ROOT / picture)))
         files.append(File.generated(config, name, content=text))
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for picture in re.findall(r"!\[.*?\]\((?:\.\./)?(results/.*?)\)", page.read_text()):
+            files.append(File.generated(config, picture, abs_src_path=str(ROOT / picture)))
     files.append(File.generated(config, "reference.md", content=_reference()))
     return files
 
@@ -75,6 +76,7 @@ def _pages(nav: list[Any]) -> Iterator[tuple[str, str]]:
 def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
     """Links by titles; the definitions of the strategies; $$...$$ and $`...`$, as GitHub shows them too, as MathML."""
     titles = dict(_pages(config.nav))
+    markdown = re.sub(r"(!\[.*?\]\()\.\./(results/)", r"\1\2", markdown)
     markdown = re.sub(
         r"\[(?:docs/)?([\w-]+\.md)\]\(", lambda found: f"[{titles.get(found[1].lower(), found[1])}](", markdown
     )
