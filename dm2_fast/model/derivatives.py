@@ -13,6 +13,7 @@ from dm2_fast.model.functions import logits_in, rows_of, run_module
 from dm2_fast.model.head import check_labels, check_logits, evaluating, model_device
 from dm2_fast.model.passes import ForwardPass
 from dm2_fast.model.together import Batch
+from dm2_fast.threads import guarding
 
 Direction: TypeAlias = dict[str, Tensor]
 
@@ -32,11 +33,12 @@ class Derivatives:
 
     def __init__(self, forward: ForwardPass, matrices: bool = False) -> None:
         self.forward, self.model = forward, _Logits(forward.model)
-        self.parameters = {
-            name: parameter.detach()
-            for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad and (parameter.ndim > 1 or not matrices)
-        }
+        with guarding(model_device(forward.model)):  # another call may have frozen it
+            self.parameters = {
+                name: parameter.detach()
+                for name, parameter in self.model.named_parameters()
+                if parameter.requires_grad and (parameter.ndim > 1 or not matrices)
+            }
         if not self.parameters:
             raise ValueError("no parameter of the model has a gradient: call model.requires_grad_() before")
 

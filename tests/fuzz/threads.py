@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import dm2_fast
+from dm2_fast import strategies
 
-STRATEGIES = ("dm2", "dm2", "least-confidence", "bald", "coreset", "badge", "uncertain-gcn", "prob-cover", "alpha-mix")
+STRATEGIES = [name for name in strategies.names() if strategies.get(name).part is None]  # which a network is needed for
 
 
 class Net(nn.Module):

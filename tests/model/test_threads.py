@@ -273,6 +273,21 @@ def test_a_dataset_that_draws_beside_a_model_that_draws() -> None:
     assert same(torch.get_rng_state(), state)
 
 
+def test_gradients_of_a_model_that_is_attacked_meanwhile() -> None:
+    class Slow(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            time.sleep(1e-3)
+            return super().forward(x)
+
+    model = Slow(0)
+    works = [
+        lambda: dm2_fast.fgsm(model, pool(), None, 4 / 255, batch_size=8),
+        lambda: dm2_fast.select(model, pool(), 5, "ent-gn", batch_size=8, prepare="off").scores,
+    ] * 3
+    want = [work() for work in works]
+    assert same(at_once(works), want)
+
+
 def test_an_error_in_one_call_is_not_seen_in_another() -> None:
     model = Net(0).train()
     before = of_model(model)
