@@ -20,6 +20,8 @@ from matplotlib.figure import Figure
 from dm2_fast.experiment.data.sets import load
 from dm2_fast.experiment.folder import checkpoint
 from dm2_fast.experiment.loop import run
+from dm2_fast.strategies.qbc import QBCConfig
+from dm2_fast.strategies.vaal import VAALConfig
 
 
 @cache
@@ -42,13 +44,29 @@ def content(file: Path) -> bytes:
     return file.read_bytes() if file.name == "selected.csv" else b""
 
 
+# Of DM2-AT; and of what trains a module beside the network, other networks, or remembers.
+RUNS: dict[str, dict[str, Any]] = {
+    "dm2-at": {},
+    "vaal": {"strategy": "vaal", "options": VAALConfig(latent=4, width=4)},
+    "ll4al": {"strategy": "ll4al", "options": None},
+    "qbc": {"strategy": "qbc", "options": QBCConfig("networks", networks=2)},
+    "cluster-margin": {"strategy": "cluster-margin", "options": None},
+}
+
 # From a folder for what is written, what is done there; and what it left.
 Work = Callable[[Path], object]
-DONE: dict[str, tuple[Work, Callable[[Path], Any]]] = {
-    "run": (
-        lambda folder: run(replace(interrupted.CONFIG, output=folder / "run")),
+Done = tuple[Work, Callable[[Path], Any]]
+
+
+def a_run(changes: dict[str, Any]) -> Done:
+    return (
+        lambda folder: run(replace(interrupted.CONFIG, output=folder / "run", **changes)),
         lambda folder: interrupted.contents(folder / "run"),
-    ),
+    )
+
+
+DONE: dict[str, Done] = {
+    **{name: a_run(changes) for name, changes in RUNS.items()},
     "select": (
         select,
         lambda folder: {str(file.relative_to(folder)): content(file) for file in folder.rglob("*")},
@@ -89,7 +107,7 @@ def killed(name: str, folder: Path, after: float | None) -> int:
 
 def case(seed: int) -> None:
     draw = random.Random(seed)
-    name = draw.choice(("run", "run", "select"))
+    name = draw.choice(list(DONE))
     want, seconds = reference(name)
     with tempfile.TemporaryDirectory() as scratch:
         folder, times = Path(scratch), []
