@@ -88,6 +88,7 @@ def test_the_examples_of_a_page_run(page: Path, folder: Path) -> None:
 @pytest.mark.filterwarnings(*TOY)
 @pytest.mark.slow
 @pytest.mark.release
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", [p for p in PAGES if any(b.slow for b in blocks(p))], ids=lambda page: page.name)
 def test_the_examples_of_a_page_run_with_the_slow_ones(page: Path, folder: Path) -> None:
     names: dict = {}
