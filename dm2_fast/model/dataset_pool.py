@@ -170,9 +170,9 @@ class _Named(Dataset[Any]):
     def __getitems__(self, rows: Sequence[int]) -> "dict[str | int, Tensor | list[Tensor]] | _Failure":
         samples: list[Any] = []
         try:
-            samples.extend(map(self.dataset.__getitem__, rows))
+            for row in rows:
+                samples.append(self.dataset[row])
         except Exception as error:
-            row = rows[len(samples)]
             said = f": {error}" if str(error) else ""
             return _Failure("RuntimeError", f"{self.name} raised {type(error).__name__} when asked for row {row}{said}")
         stacked = _small_tensors(samples) if self.entries is None else None

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dm2_fast.operations.backends import has_extension
+from dm2_fast.threads import threads_of_torch
 
 if has_extension():  # without it, `backends` leads nobody here
     from dm2_fast import _C
@@ -42,7 +43,7 @@ def _dense_rows(rows: Tensor) -> NDArray[Any]:
 
 
 def _threads(num_threads: int | None) -> int:
-    return num_threads or torch.get_num_threads()
+    return num_threads or threads_of_torch()
 
 
 def prepared(dtype: torch.dtype) -> tuple[Any, Any]:

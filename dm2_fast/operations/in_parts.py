@@ -16,6 +16,7 @@ from dm2_fast.operations.knn import UnitRows, check_k
 from dm2_fast.operations.memory import Plan, plan, release, trim
 from dm2_fast.operations.shards import PROBES, SAMPLE, SAMPLE_PER_PART, Shard, as_compared, prepared
 from dm2_fast.progress import tqdm, write
+from dm2_fast.threads import threads_of_torch
 
 _TOGETHER = 2**16  # rows of the result that are written at a time
 
@@ -40,7 +41,7 @@ def within(
     module = backends.resolve(backend, x, "knn")
     if module is not cpp:
         raise ValueError("memory= is for the C++ backend on a CPU: leave it out, or move x to the CPU")
-    threads = backends.thread_options(module, num_threads).get("num_threads") or torch.get_num_threads()
+    threads = backends.thread_options(module, num_threads).get("num_threads") or threads_of_torch()
     how = plan(x, k, memory, threads)
     if progress:
         write(str(how))

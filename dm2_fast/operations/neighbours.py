@@ -17,6 +17,7 @@ from dm2_fast.operations.arrays import as_integers
 from dm2_fast.operations.audit import LOOKS, Audit, lower_bound, recall_of
 from dm2_fast.operations.knn import Metric, UnitRows, check_k, check_match, knn, matrix, weights
 from dm2_fast.progress import tqdm, write
+from dm2_fast.threads import threads_of_torch
 
 _LEAST_ROWS = 50_000  # below, the exact search costs no more
 _MOST_NEIGHBOURS = 50  # above, lists and joins cost more than the exact search
@@ -70,7 +71,7 @@ class Neighbours:
         self._weights = weights(metric, data.shape[1])
         module = backends.resolve(backend, data, "knn")
         self._options: dict[str, Any] = {"backend": backend, "num_threads": num_threads, "progress": progress}
-        self._threads = backends.thread_options(module, num_threads).get("num_threads") or torch.get_num_threads()
+        self._threads = backends.thread_options(module, num_threads).get("num_threads") or threads_of_torch()
         self._native = module is cpp
         if recall is not None and not self._native:
             raise RuntimeError(

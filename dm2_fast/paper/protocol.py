@@ -149,10 +149,12 @@ def read_protocol(name: str) -> Protocol:
             "fewer": fewer,
         },
     )
-    for method in (made.against, *made.tested, *fewer):
+    for method in fewer:
+        if method not in made.methods:
+            raise ValueError(f"{file}: {method} has fewer seeds but is not among the methods {', '.join(made.methods)}")
+    for method in (made.against, *made.tested):
         if method not in made.methods:
             raise ValueError(f"{file}: {method} is compared but not among the methods {', '.join(made.methods)}")
-    for method in (made.against, *made.tested):
         if method in fewer:
             raise ValueError(f"{file}: {method} is compared, so it must have all seeds: leave it out of fewer")
     return made

@@ -164,7 +164,7 @@ def _read(folder: Path) -> _Run:
     try:
         settings = flat(identity(read_yaml(folder / "config.yaml")))
         seed = int(settings.pop("seed"))
-        for name in ("strategy", "dataset", "model"):
+        for name in ("strategy", "dataset", "model"):  # by which curves are named
             settings[name] = str(settings[name])
         with (folder / "rounds.csv").open(newline="") as file:
             trainings = [_training(line) for line in csv.DictReader(file)]

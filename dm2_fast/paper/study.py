@@ -83,8 +83,9 @@ def study(config: StudyConfig, *, echo: Callable[[str], None] | None = None) -> 
     assert config.output is not None
     (config.output / "curves").mkdir(parents=True, exist_ok=True)
     curves = kept(config.output, whole)
-    left = [key for key in wanted.keys if key not in {curve.key for curve in curves}]
-    echo(f"{whole.name}: {count(len(wanted.keys) - len(left), 'curve')} made, {len(left)} left")
+    keys, made = wanted.keys, {curve.key for curve in curves}
+    left = [key for key in keys if key not in made]
+    echo(f"{whole.name}: {count(len(keys) - len(left), 'curve')} made, {len(left)} left")
     if left:
         for line in _plan(wanted, config, left, curves):
             echo(line)
@@ -97,7 +98,7 @@ def study(config: StudyConfig, *, echo: Callable[[str], None] | None = None) -> 
         else:
             side_by_side(make_curves, (config, wanted, until, _say), config.jobs)
     curves = kept(config.output, whole)
-    missing = len(wanted.keys) - len({curve.key for curve in curves} & set(wanted.keys))
+    missing = len({*keys} - {curve.key for curve in curves})
     if missing:
         echo(f"{count(missing, 'curve')} left: the same command goes on")
     if curves:

@@ -67,7 +67,8 @@ def k_center_greedy(
 
 def _lazily(x: Tensor, budget: int, distances: Tensor, compute: dict[str, Any]) -> list[int]:
     """`k_center_greedy`, where only the rows with the largest distances at the start are kept up to date: as many as
-    are needed for the farthest of them to be farther than the others were. Those are copied: x once more at the most.
+    are needed for the farthest of them to be farther than the others were. Those are copied: x once more at the most,
+    and twice while they grow.
     """
     order = distances.argsort(descending=True, stable=True)
     bounds = distances[order]

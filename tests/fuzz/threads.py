@@ -11,7 +11,9 @@ from torch import Tensor, nn
 import dm2_fast
 from dm2_fast import strategies
 
-STRATEGIES = [name for name in strategies.names() if strategies.get(name).part is None]  # which a network is needed for
+STRATEGIES = [
+    name for name in strategies.names() if strategies.get(name).part is None
+]  # the others train a module in the call
 
 
 class Net(nn.Module):

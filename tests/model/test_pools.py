@@ -121,6 +121,17 @@ def test_small_samples_are_read_many_together(workers: int) -> None:
         DatasetPool(Counted(strange), num_workers=workers).read()
 
 
+def test_a_data_set_that_stops_early_is_named() -> None:
+    class Stops(Counted):
+        def __getitem__(self, row: int) -> Any:
+            if row == 500:
+                raise StopIteration
+            return super().__getitem__(row)
+
+    with pytest.raises(RuntimeError, match="pool raised StopIteration when asked for row 500"):
+        DatasetPool(Stops(torch.zeros(600, 3))).read()
+
+
 def test_large_samples_beside_small_ones_are_read_a_few_together() -> None:
     samples = TensorDataset(torch.zeros(600, 40_000, dtype=torch.uint8), torch.arange(600))
     sizes = []

@@ -357,7 +357,7 @@ def test_options_of_a_cell_and_a_method_come_together() -> None:
         (("seeds: 3", "seeds: 3\nmore: 1"), "is no protocol: unknown more"),
         (("compared: [margin-kmeans", "compared: [badge"), "badge is compared but not among the methods"),
         (("methods:", "methods: 3\nothers:"), "is no protocol: unknown others"),
-        (("seeds: 3", "seeds: 3\nfewer: {badge: 2}"), "badge is compared but not among the methods"),
+        (("seeds: 3", "seeds: 3\nfewer: {badge: 2}"), "badge has fewer seeds but is not among the methods"),
         (("seeds: 3", "seeds: 3\nfewer: {dm2-published: 2}"), "dm2-published is compared, so it must have all seeds"),
     ],
 )
