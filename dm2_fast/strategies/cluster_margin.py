@@ -14,6 +14,7 @@ from dm2_fast import draws, extras
 from dm2_fast.operations.arguments import whole
 from dm2_fast.operations.knn import knn
 from dm2_fast.round import Picked, Round, highest
+from dm2_fast.strategies.linkage import average_linkage
 from dm2_fast.strategy import FEATURES, Strategy
 from dm2_fast.threads import clustering
 
@@ -79,21 +80,33 @@ def round_robin(rows: Tensor, labels: NDArray[Any], draw: NDArray[np.float64], b
 def clusters(features: Tensor, count: int, **compute: Any) -> NDArray[np.int64]:
     """Merge the rows of unit norm into count clusters, always the two at the least mean distance; labels (m,).
 
-    Up to `SMALL` rows, all distances are looked at. Beyond, those along the edges of the exact graph of the 10 nearest
-    neighbours, to which the shortest edges between its parts are added: the distance of two clusters is then the mean
-    of their edges as they were merged, and clusters without an edge are not merged. Both are scikit-learn's.
+    Up to `SMALL` rows, all distances are looked at, by scikit-learn. Beyond, those along the edges of the exact graph
+    of the 10 nearest neighbours, to which the shortest edges between its parts are added: the distance of two clusters
+    is then the mean of their edges as they were merged, and clusters without an edge are not merged.
     """
-    with extras.needed("strategies", "strategy cluster-margin"):
-        from sklearn.cluster import AgglomerativeClustering
-
     x = F.normalize(features.float())
     if count >= len(x):
         return np.arange(len(x))
+    if len(x) > SMALL:
+        graph = connected(x, neighbour_edges(x, **compute), **compute).tocoo()
+        i, j = (side.astype(np.int64) for side in graph.coords)
+        return average_linkage((i, j), _lengths(x, i, j), len(x), count)
+    with extras.needed("strategies", "strategy cluster-margin"):
+        from sklearn.cluster import AgglomerativeClustering
+
     with clustering():
-        graph = None if len(x) <= SMALL else connected(x, neighbour_edges(x, **compute), **compute)
-        made = AgglomerativeClustering(count, linkage="average", connectivity=graph).fit(x.double().numpy())
-    labels: NDArray[np.int64] = made.labels_.astype(np.int64)
+        labels: NDArray[np.int64] = AgglomerativeClustering(count, linkage="average").fit_predict(x.double().numpy())
     return labels
+
+
+def _lengths(x: Tensor, i: NDArray[np.int64], j: NDArray[np.int64], block: int = 8192) -> NDArray[np.float64]:
+    """The distances |x_i - x_j| in float64, a block at a time as the rows take more memory than the pool."""
+    return np.concatenate(
+        [
+            (x[i[start : start + block]].double() - x[j[start : start + block]].double()).norm(dim=1).numpy()
+            for start in range(0, len(i), block)
+        ]
+    )
 
 
 def neighbour_edges(x: Tensor, **compute: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.cluster import AgglomerativeClustering
 from torch import Tensor, nn
 
 import dm2_fast
@@ -16,6 +17,7 @@ from dm2_fast.experiment.state import newest_state
 from dm2_fast.model.passes import ForwardPass
 from dm2_fast.strategies import cluster_margin
 from dm2_fast.strategies.cluster_margin import ClusterMarginConfig, clusters, connected, neighbour_edges, round_robin
+from dm2_fast.strategies.linkage import average_linkage
 
 
 def rows(m: int, d: int = 7, groups: int = 5, seed: int = 0) -> Tensor:
@@ -84,6 +86,29 @@ def test_the_whole_graph_gives_what_all_distances_give(monkeypatch: pytest.Monke
     assert canonical(clusters(x, 7)) == expected
     monkeypatch.setattr(cluster_margin, "NEIGHBOURS", 2)
     assert canonical(clusters(x, 7)) != expected
+
+
+@pytest.mark.parametrize("count", [1, 30, 111])
+def test_along_a_graph_the_clusters_are_scikit_learns(count: int) -> None:
+    x = F.normalize(rows(500, d=20, groups=40))
+    graph = connected(x, neighbour_edges(x))
+    expected = AgglomerativeClustering(count, linkage="average", connectivity=graph).fit_predict(x.double().numpy())
+    i, j = graph.tocoo().coords
+    lengths = (x[i].double() - x[j].double()).norm(dim=1).numpy()
+    assert canonical(average_linkage((i, j), lengths, 500, count)) == canonical(expected)
+
+
+def test_of_equal_distances_the_lower_rows_are_merged_first_and_without_edges_none() -> None:
+    edges = np.array([3, 2, 1, 5, 4]), np.array([2, 1, 0, 4, 4])  # a path of 0 to 3, and a pair; the last is no edge
+    lengths = np.array([1.0, 1.0, 1.0, 2.0, 0.0])
+    made = {count: canonical(average_linkage(edges, lengths, 7, count)) for count in (7, 6, 5, 4, 3, 1)}
+    assert made[7] == [0, 1, 2, 3, 4, 5, 6]
+    assert made[6] == [0, 0, 1, 2, 3, 4, 5]
+    assert made[5] == [0, 0, 0, 1, 2, 3, 4]
+    assert made[4] == [0, 0, 0, 0, 1, 2, 3]
+    assert made[3] == made[1] == [0, 0, 0, 0, 1, 1, 2]
+    edges, lengths = (np.array([0, 0, 1, 2]), np.array([1, 4, 4, 3])), np.array([1.0, 2.0, 2.5, 2.25])
+    assert canonical(average_linkage(edges, lengths, 5, 3)) == [0, 0, 1, 2, 0]
 
 
 def test_parts_of_the_graph_are_linked_by_their_shortest_edges() -> None:
