@@ -57,7 +57,16 @@ class Picked:
 
 def highest(scores: Tensor, budget: int, offset: int = 0) -> Tensor:
     """The rows of the budget highest scores after skipping offset of them, ties to the lower row (Eq. 11)."""
-    return scores.sort(descending=True, stable=True).indices[offset : offset + budget]
+    rows = reaching(scores, offset + budget)
+    return rows[scores[rows].sort(descending=True, stable=True).indices[offset : offset + budget]]
+
+
+def reaching(scores: Tensor, count: int) -> Tensor:
+    """The rows whose score is at least that of rank count, in order: no other row is among the count highest."""
+    if count >= len(scores):
+        return torch.arange(len(scores), device=scores.device)
+    least = scores.topk(count, sorted=False).values.min()
+    return torch.nonzero(~(scores < least))[:, 0]  # NaN is the highest, as where torch sorts
 
 
 def check_budget(budget: int, m: int, offset: int = 0) -> None:

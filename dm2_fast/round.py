@@ -28,7 +28,16 @@ from dm2_fast.operations.arguments import shown, whole
 from dm2_fast.operations.arrays import ArrayLike
 from dm2_fast.operations.multilabel import Over
 from dm2_fast.operations.uncertainty import Uncertainty
-from dm2_fast.picked import Picked, check_budget, check_labels, check_names, check_picked, check_row_ids, highest
+from dm2_fast.picked import (
+    Picked,
+    check_budget,
+    check_labels,
+    check_names,
+    check_picked,
+    check_row_ids,
+    highest,
+    reaching,
+)
 from dm2_fast.share import Share, Whole
 from dm2_fast.stage import stage
 from dm2_fast.traps import warn_of_ties
@@ -340,10 +349,11 @@ class Round:
         """The rows of the budget highest scores after skipping offset of them, ties as `ties` says (Eq. 11)."""
         scores = self.share.gather(scores)
         if self.ties == "random":
-            ids = self.share.gather(torch.from_numpy(self.ids)).numpy()
-            draw = torch.from_numpy(draws.uniform(self.seed, self.round, ids, "ties")).to(scores.device)
-            order = draw.argsort(stable=True)
-            return order[highest(scores[order], budget, offset)]
-        ordered = scores.sort(descending=True, stable=True).indices
-        warn_of_ties(scores, ordered, budget, offset)
-        return ordered[offset : offset + budget]
+            rows = reaching(scores, offset + budget)
+            ids = self.share.gather(torch.from_numpy(self.ids))[rows.cpu()].numpy()
+            draw = torch.from_numpy(draws.uniform(self.seed, self.round, ids, "ties"))
+            rows = rows[draw.argsort(stable=True).to(rows.device)]
+            return rows[highest(scores[rows], budget, offset)]
+        chosen = highest(scores, budget, offset)
+        warn_of_ties(scores, chosen, offset)
+        return chosen

@@ -9,21 +9,21 @@ _SHARE = 0.9  # of the squared length of the rows, in one column
 _LEAST_COLUMNS = 4
 
 
-def warn_of_ties(scores: Tensor, ordered: Tensor, budget: int, offset: int) -> None:
+def warn_of_ties(scores: Tensor, chosen: Tensor, offset: int) -> None:
     """Warn if row numbers decide about a tenth of the choice or more, between more than two rows of one score.
 
     Args:
         scores: (m,).
-        ordered: The rows by descending score, (m,).
+        chosen: The rows with the highest scores after offset others, by descending score.
     """
-    end = offset + budget
-    last = scores[ordered[end - 1]]
-    if end == len(scores) or not bool(scores[ordered[end]] == last):
+    last = scores[chosen[-1]]
+    equal = scores == last
+    tied, at_end = int(equal.sum()), int(equal[chosen].sum())
+    if int((scores > last).sum()) + tied == offset + len(chosen):  # all of them are chosen, or skipped
         return
-    tied, chosen = int((scores == last).sum()), int((scores[ordered[offset:end]] == last).sum())
-    if tied > 2 and 10 * chosen >= budget:
+    if tied > 2 and 10 * at_end >= len(chosen):
         warnings.warn(
-            f"{tied} rows have the same score, and {chosen} of them were chosen for their lower row number: see "
+            f"{tied} rows have the same score, and {at_end} of them were chosen for their lower row number: see "
             "whether the model tells its samples apart, or let a draw decide with ties='random'",
             stacklevel=4,
         )

@@ -16,6 +16,8 @@ from dm2_fast.operations.backends import triton_is_missing
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which import torch does not do
 
+os.environ.pop("COLUMNS", None)  # a width that pytest-xdist sets, to which commands would fit their lines
+
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it runs in the background ignore it
 
 settings.register_profile("dm2", derandomize=True, deadline=None, max_examples=25)

@@ -28,12 +28,18 @@ def test_a_fresh_process_returns_raises_and_dies() -> None:
 
 
 def test_seconds_and_peak_memory_are_those_of_the_call() -> None:
-    def call() -> int:
-        time.sleep(0.05)
-        return int(np.ones(2**23).sum())  # 64 MB, gone at the end
+    from process import in_fresh_process  # so that nothing else frees memory meanwhile
 
-    result, seconds, peak = measured(call)
+    result, seconds, peak = in_fresh_process(measured, _ones)
     assert result == 2**23
     assert seconds >= 0.05
     assert 60 * 2**20 < peak < 100 * 2**20
-    assert measured(lambda: None)[2] < 30 * 2**20
+    assert in_fresh_process(measured, _nothing)[2] < 30 * 2**20
+
+
+def _ones() -> int:
+    time.sleep(0.05)
+    return int(np.ones(2**23).sum())  # 64 MB, gone at the end
+
+
+def _nothing() -> None: ...

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dm2_fast import DM2Config, Picked, Round, select, select_from
+from dm2_fast import DM2Config, Picked, Round, draws, select, select_from
 from dm2_fast.model.passes import ForwardPass
 from dm2_fast.operations import backends, cpp, reference
+from dm2_fast.picked import highest
 
 
 class Counted(nn.Sequential):
@@ -163,3 +164,29 @@ def test_a_choice_prints_as_one_line() -> None:
     assert str(picked) == "Picked(6 rows: 99, 98, 97, 96, 95, ...; scores 1 to 0.949 of 100; 1.2 s)"
     assert repr(Picked(torch.tensor([7]), None)) == "Picked(1 row: 7)"
     assert repr(Picked(torch.tensor([99]), scores)) == "Picked(1 row: 99; score 1 of 100)"
+
+
+@pytest.mark.parametrize("kind", ["distinct", "tied", "equal", "infinite", "nan"])
+@pytest.mark.parametrize(("budget", "offset"), [(1, 0), (7, 0), (7, 5), (30, 10), (40, 0), (90, 0)])
+def test_highest_are_the_first_of_a_stable_sort(kind: str, budget: int, offset: int) -> None:
+    generator = torch.Generator().manual_seed(budget + offset)
+    scores = {
+        "distinct": torch.randn(40, generator=generator),
+        "tied": torch.randint(4, (40,), generator=generator).float(),
+        "equal": torch.zeros(40),
+        "infinite": torch.tensor([1.0, -torch.inf, torch.inf, 0.0, -0.0]).repeat(8),
+        "nan": torch.tensor([1.0, torch.nan, 2.0, -torch.inf]).repeat(10),
+    }[kind]
+    keys = [(not row.isnan(), -row.item()) for row in scores]  # NaN is the highest
+    expected = sorted(range(40), key=lambda row: keys[row][:1] if scores[row].isnan() else keys[row])
+    assert highest(scores, budget, offset).tolist() == expected[offset : offset + budget]
+    assert highest(scores.double(), budget, offset).tolist() == expected[offset : offset + budget]
+
+
+def test_with_random_ties_a_draw_of_the_row_decides_between_equal_scores(pool: Tensor) -> None:
+    scores, ids = torch.arange(40).remainder(4).float(), torch.arange(40) * 3 + 1
+    asked = Round(ForwardPass(nn.Linear(5, 3), pool), seed=4, round=2, row_ids=ids, ties="random")
+    draw = draws.uniform(4, 2, ids.numpy(), "ties").tolist()
+    expected = sorted(range(40), key=lambda row: (-scores[row], draw[row]))
+    for budget, offset in ((1, 0), (6, 0), (13, 0), (5, 8), (40, 0)):
+        assert asked.highest(scores, budget, offset).tolist() == expected[offset : offset + budget]

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from dm2_fast import DM2Config, select
+from dm2_fast import DM2Config, Round, select
 from dm2_fast.draws import uniform
+from dm2_fast.model.passes import ForwardPass
 
 X = torch.randn(60, 6, generator=torch.Generator().manual_seed(0))
 
@@ -40,6 +41,19 @@ def test_a_constant_model_is_said_to_be_one_and_a_draw_can_decide() -> None:
         Constant(), X[10:], 50, "entropy", prepare="off", ties="random", seed=3, round=2, row_ids=np.arange(10, 60)
     )
     assert (some.indices + 10).tolist() == [row for row in order if row >= 10]  # a row's draw is its own
+
+
+@pytest.mark.parametrize(("budget", "offset", "chosen"), [(4, 0, None), (5, 0, 1), (6, 3, 5), (4, 4, 4), (8, 4, None)])
+def test_row_numbers_decide_where_equal_scores_are_left_out(budget: int, offset: int, chosen: int | None) -> None:
+    scores = torch.tensor([9.0, 8, 7, 6, *8 * [5.0], 4, 3])
+    asked = Round(ForwardPass(net(), X[:14]))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        rows = asked.highest(scores, budget, offset)
+    assert rows.tolist() == list(range(offset, offset + budget))
+    assert [str(each.message).split(":")[0] for each in said] == (
+        [f"8 rows have the same score, and {chosen} of them were chosen for their lower row number"] if chosen else []
+    )
 
 
 def test_a_draw_changes_nothing_where_scores_differ() -> None:

@@ -27,6 +27,7 @@ from dm2_fast.strategies.dm2 import DM2Config
 from dm2_fast.strategy import FEATURES
 
 with extras.needed("baal", "dm2_fast.adapters.baal"):
+    from baal.active.dataset.pytorch_dataset import ActiveLearningPool, _identity
     from baal.active.heuristics import AbstractHeuristic
     from baal.bayesian import dropout
     from baal.bayesian.common import BayesianModule
@@ -72,7 +73,7 @@ class Acquisition(AbstractHeuristic):  # type: ignore[misc]  # of a package with
         """
         if self.model is None or self.dataset is None:
             raise ValueError("Acquisition.inputs needs the model and the data set: Acquisition(model=, dataset=)")
-        forward = ForwardPass(plain(self.model), open_pool(pool), **self.reading)
+        forward = ForwardPass(plain(self.model), open_pool(as_given(pool)), **self.reading)
         labelled, labels = None, None
         if FEATURES in self.strategy.passes and self.dataset.labelled.any():
             samples = Labelled(self.dataset)
@@ -97,8 +98,11 @@ class Acquisition(AbstractHeuristic):  # type: ignore[misc]  # of a package with
         picked = select_from(asked, min(self.query_size, m), self.strategy, self._fitted(m))
         scores = utilities(picked, m)
         chosen: NDArray[np.int64] = picked.indices.cpu().numpy()
-        rest = np.setdiff1d(np.argsort(-scores, kind="stable"), chosen, assume_unique=True)
-        return np.concatenate([chosen, rest]), scores
+        keys = scores.copy()
+        keys[chosen] = np.inf
+        order = np.argsort(-keys, kind="stable")
+        order[: len(chosen)] = chosen
+        return order, scores
 
     def compute_score(self, predictions: Any, target_predictions: Any = None) -> NDArray[np.float64]:
         """The numbers of `get_ranks`."""
@@ -109,6 +113,8 @@ class Acquisition(AbstractHeuristic):  # type: ignore[misc]  # of a package with
             predictions = np.concatenate(list(predictions))
         values = np.asarray(predictions)
         means = values.mean(-1) if values.ndim > 2 else values
+        if means.ndim == 2 and means.shape[1] > 1 and means.dtype.kind == "f" and means.min() < 0:  # plainly logits
+            return Round.from_arrays(logits=means, seed=self.seed, ties="random")
         return Round.from_arrays(probabilities=to_prob(means), seed=self.seed, ties="random")
 
     def _fitted(self, m: int) -> Any:
@@ -152,7 +158,7 @@ def mixed_probabilities(
 
     def probabilities(pool: Dataset[Any]) -> Iterator[NDArray[Any]]:
         network = as_module(getattr(model, "model", model) if not isinstance(model, nn.Module) else model)
-        asked = Round(ForwardPass(plain(model), open_pool(pool), normalize, batch_size=batch_size), seed)
+        asked = Round(ForwardPass(plain(model), open_pool(as_given(pool)), normalize, batch_size=batch_size), seed)
         m = len(asked)
         k = min(used.k, m - 1)
         distances, neighbours = torch.empty(m, 0), torch.empty(m, 0, dtype=torch.int64)
@@ -182,6 +188,13 @@ def plain(model: Any) -> nn.Module:
     ):
         return dropout.unpatch_module(network, inplace=False)  # type: ignore[no-any-return]
     return as_module(network)
+
+
+def as_given(pool: Dataset[Any]) -> Dataset[Any]:
+    """The pool of baal's loop; what is behind it, which reads many samples at once, where it changes none of them."""
+    if isinstance(pool, ActiveLearningPool) and pool.make_unlabelled is _identity:
+        return pool._dataset  # type: ignore[no-any-return]
+    return pool
 
 
 class Labelled(Dataset[Any]):

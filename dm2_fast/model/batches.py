@@ -12,7 +12,7 @@ from dm2_fast.model.head import model_device, model_dtype
 from dm2_fast.model.pools import are_integers, unmixable
 from dm2_fast.model.together import Batch, Together, take, to_model
 from dm2_fast.operations.arrays import ArrayLike
-from dm2_fast.operations.mix import Recipe, mix
+from dm2_fast.operations.mix import Normalize, Recipe, mix
 
 
 def check_mixable(pool: ArrayLike | Together) -> None:
@@ -57,6 +57,9 @@ def make_batch(
             if isinstance(pool, Together):
                 return pool.batch(rows, device, dtype)
             return to_model(take(pool, rows, "inputs"), device, dtype)
+    if recipe is None and not channels_last and isinstance(pool, Tensor) and _as_they_are(pool, options["normalize"]):
+        batch = pool.detach()[rows]
+        return batch if isinstance(model, FunctionModel) else batch.to(device, dtype)
     neighbours, lam, weights = torch.empty(size, 0, dtype=torch.int64), torch.tensor(1.0), None
     if recipe is not None:
         neighbours, lam = recipe.indices[places].cpu(), recipe.lam[places].cpu()
@@ -65,3 +68,8 @@ def make_batch(
     with nullcontext() if isinstance(pool, (Tensor, np.ndarray)) else lock:
         batch = mix(pool, neighbours, lam, weights=weights, rows=rows, memory_format=memory_format, **options)
     return batch if isinstance(model, FunctionModel) else batch.to(device, dtype)
+
+
+def _as_they_are(pool: Tensor, normalize: Normalize | None) -> bool:
+    """Whether rows are samples of the model without scaling, in the layout in which `mix` would write them."""
+    return pool.is_floating_point() and pool.is_contiguous() and normalize is None

@@ -169,12 +169,20 @@ class _Named(Dataset[Any]):
 
     def __getitems__(self, rows: Sequence[int]) -> "dict[str | int, Tensor | list[Tensor]] | _Failure":
         samples: list[Any] = []
+        together = getattr(self.dataset, "__getitems__", None)  # as DataLoader asks, where there is one
+        asked = f"rows {rows[0]} to {rows[-1]}"
         try:
-            for row in rows:
-                samples.append(self.dataset[row])
+            if callable(together):
+                samples = list(together(rows))
+            else:
+                for row in rows:
+                    samples.append(self.dataset[row])
         except Exception as error:
             said = f": {error}" if str(error) else ""
-            return _Failure("RuntimeError", f"{self.name} raised {type(error).__name__} when asked for row {row}{said}")
+            asked = asked if callable(together) else f"row {row}"
+            return _Failure("RuntimeError", f"{self.name} raised {type(error).__name__} when asked for {asked}{said}")
+        if len(samples) != len(rows):
+            return _Failure("ValueError", f"{self.name} returned {len(samples)} samples when asked for {asked}")
         stacked = _small_tensors(samples) if self.entries is None else None
         if stacked is not None:
             return {0: stacked}

@@ -39,14 +39,14 @@ def outputs(
     if len(logits) != size:
         raise ValueError(f"model must return one row per sample, got {len(logits)} rows for {size} samples")
     check_finite("logits", logits[:keep].amax(1, keepdim=True), start)
+    kept = logits[:keep].clone()
     if not features_too:
-        features = logits
-    elif features is None or len(features) != size:
+        return kept, kept
+    if features is None or len(features) != size:
         shape = None if features is None else tuple(features.shape)
         raise ValueError(f"head must see one row per sample, got {shape} for {size} samples")
-    else:
-        check_finite("features", features[:keep], start)
-    return features[:keep].clone(), logits[:keep].clone()
+    check_finite("features", features[:keep], start)
+    return features[:keep].clone(), kept
 
 
 def check_finite(name: str, values: Tensor, start: int) -> None:
@@ -55,6 +55,7 @@ def check_finite(name: str, values: Tensor, start: int) -> None:
     Raises:
         ValueError: names the first bad rows.
     """
-    bad = (start + torch.nonzero(~values.isfinite().all(1))[:, 0]).tolist()
-    if bad:
+    finite = values.isfinite()
+    if not finite.all():
+        bad = (start + torch.nonzero(~finite.all(1))[:, 0]).tolist()
         raise ValueError(f"{name} of the model must be finite, got NaN or infinity in {name_rows(bad)}")

@@ -132,6 +132,29 @@ def test_a_data_set_that_stops_early_is_named() -> None:
         DatasetPool(Stops(torch.zeros(600, 3))).read()
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_data_set_that_reads_many_at_once_is_asked_for_many(workers: int) -> None:
+    class Many(Counted):
+        def __getitem__(self, row: int) -> Any:
+            raise AssertionError("asked for one")
+
+        def __getitems__(self, rows: list[int]) -> Any:
+            found = [super(Many, self).__getitem__(row) for row in rows]
+            if 90 in rows and len(self) == 100:
+                raise OSError("the server is gone")
+            return found[1:] if 90 in rows and len(self) == 99 else found
+
+    rows = torch.randn(1000, 5, generator=torch.Generator().manual_seed(2))
+    for kind in ("tensor", "tuple", "dict"):
+        samples = Many(rows, kind)
+        assert torch.equal(DatasetPool(samples, num_workers=workers).read(), rows)  # type: ignore[arg-type]
+        assert workers or set(samples.reads.values()) == {1}
+    with pytest.raises(RuntimeError, match=r"^pool raised OSError when asked for rows \d+ to 99: the server is gone"):
+        DatasetPool(Many(rows[:100]), num_workers=workers).read()
+    with pytest.raises(ValueError, match=r"^pool returned \d\d samples when asked for rows \d\d to 98"):
+        DatasetPool(Many(rows[:99]), num_workers=workers).read()
+
+
 def test_large_samples_beside_small_ones_are_read_a_few_together() -> None:
     samples = TensorDataset(torch.zeros(600, 40_000, dtype=torch.uint8), torch.arange(600))
     sizes = []
