@@ -104,13 +104,12 @@ def select_in_parts(
 
 def refuse(strategy: Strategy, options: Any) -> None:
     """Raise unless the strategy can run in several processes, with these options."""
-    for option, usual in (("batch", "highest"), ("recall", None)):
-        asked = getattr(strategy.checked(options), option, usual)
-        if asked != usual:
-            raise ValueError(
-                f"{strategy.name} with {option}={asked!r} looks at all of the pool at once and needs one process: "
-                f"leave {option} out, or use one process"
-            )
+    recall = getattr(strategy.checked(options), "recall", None)
+    if recall is not None:
+        raise ValueError(
+            f"{strategy.name} with recall={recall} looks at all of the pool at once and needs one process: "
+            "leave recall out, or use one process"
+        )
     if not strategy.in_parts:
         able = [name for name in strategies.names() if strategies.get(name).in_parts]
         raise ValueError(

@@ -42,15 +42,18 @@ def clustered(round: Round, scores: Tensor, budget: int, offset: int = 0) -> Ten
         scores: (m,), larger is wanted more.
         offset: Skip this many of the highest scores first.
     """
-    check_budget(budget, len(scores), offset)
+    total = round.share.total
+    check_budget(budget, total, offset)
     features = round.features
-    ordered = round.highest(scores, min(len(scores) - offset, FACTOR * budget), offset)
-    weights = (scores - scores.min())[ordered]
+    ordered = round.highest(scores, min(total - offset, FACTOR * budget), offset)
+    every = round.share.gather(scores)
+    weights = (every - every.min())[ordered]
     if not bool((weights > 0).any()):
         weights = torch.ones_like(weights)
     seed = int(draws.generator(round.seed, round.round, "clusters").integers(2**32))
     threads = round.forward.compute["num_threads"]
-    picks = nearest_to_centres(features[ordered], budget, seed, weights=weights, num_threads=threads).to(ordered.device)
+    table, places = round.share.table(features, ordered)
+    picks = nearest_to_centres(table[places], budget, seed, weights=weights, num_threads=threads).to(ordered.device)
     rest = torch.ones(len(ordered), dtype=torch.bool, device=ordered.device)
     rest[picks] = False
     fill = torch.nonzero(rest)[: budget - len(picks), 0]
@@ -68,9 +71,10 @@ def apart(round: Round, scores: Tensor, neighbours: Tensor, budget: int, offset:
     Returns:
         (budget,) rows in order of choice. Where too few are left, the highest scores of those passed over fill up.
     """
-    check_budget(budget, len(scores), offset)
-    ordered = round.highest(scores, len(scores) - offset, offset)
-    near = neighbours.cpu().numpy()
+    total = round.share.total
+    check_budget(budget, total, offset)
+    ordered = round.highest(scores, total - offset, offset)
+    near = round.share.gather(neighbours).cpu().numpy()
     blocked, picks, passed = set[int](), list[int](), list[int]()
     for row in ordered.tolist():
         if len(picks) == budget:
@@ -81,7 +85,7 @@ def apart(round: Round, scores: Tensor, neighbours: Tensor, budget: int, offset:
         picks.append(row)
         blocked.update(near[row].tolist())
     picks += passed[: budget - len(picks)]
-    return torch.tensor(picks, dtype=torch.int64, device=scores.device)
+    return torch.tensor(picks, dtype=torch.int64, device=ordered.device)
 
 
 def most_uncertain(round: Round, budget: int, kind: Uncertainty, batch: Batch) -> Picked:

@@ -55,10 +55,16 @@ def test_the_choice_is_that_of_one_process(in_processes: Call, strategy: str) ->
 
 @pytest.mark.parametrize("options", [
     dm2_fast.DM2Config(mix="random", lam="beta", k=3), dm2_fast.DM2Config(mix="weighted", metric="l2", offset=20),
-    dm2_fast.DM2Config(space="features", k=5),
+    dm2_fast.DM2Config(space="features", k=5), dm2_fast.DM2Config(score="margin", batch="kmeans", k=3, offset=7),
+    dm2_fast.DM2Config(batch="spread", k=20),
 ])  # fmt: skip
 def test_options_of_dm2(in_processes: Call, options: Any) -> None:
     _check(in_processes, 2, "dm2", options)
+
+
+@pytest.mark.parametrize("strategy", ["margin", "least-confidence"])
+def test_a_batch_by_kmeans(in_processes: Call, strategy: str) -> None:
+    _check(in_processes, 3, strategy, dm2_fast.strategies.get(strategy).options(batch="kmeans"))
 
 
 def test_coreset_compares_with_the_labelled(in_processes: Call) -> None:
@@ -70,8 +76,9 @@ def test_more_processes_than_batches(in_processes: Call, strategy: str) -> None:
     _check(in_processes, 4, strategy, pool=_pool(100), labelled=_pool(5), batch_size=64)
 
 
-def test_features_of_processes_without_rows(in_processes: Call) -> None:
-    _check(in_processes, 3, "dm2", dm2_fast.DM2Config(space="features", k=4), pool=_pool(100))
+@pytest.mark.parametrize("batch", ["highest", "kmeans", "spread"])
+def test_features_of_processes_without_rows(in_processes: Call, batch: Any) -> None:
+    _check(in_processes, 3, "dm2", dm2_fast.DM2Config(space="features", k=4, batch=batch), pool=_pool(100))
 
 
 def test_ties_are_drawn_alike(in_processes: Call) -> None:
@@ -93,12 +100,8 @@ def test_tokens_and_names(in_processes: Call) -> None:
 def test_strategies_that_need_one_process_say_so(in_processes: Call) -> None:
     with pytest.raises(ValueError, match="strategy prob-cover looks at all of the pool at once and needs one process"):
         in_processes(_select, [(_model(), _pool(), "prob-cover", None, {})] * 2)
-    for options, said in (
-        (dm2_fast.DM2Config(recall=0.9), r"dm2 with recall=0\.9 looks at all of the pool at once"),
-        (dm2_fast.DM2Config(batch="spread"), "dm2 with batch='spread' looks at all"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            in_processes(_select, [(_model(), _pool(), "dm2", options, {})] * 2)
+    with pytest.raises(ValueError, match=r"dm2 with recall=0\.9 looks at all of the pool at once"):
+        in_processes(_select, [(_model(), _pool(), "dm2", dm2_fast.DM2Config(recall=0.9), {})] * 2)
 
 
 def test_an_error_of_one_process_is_that_of_all(in_processes: Call) -> None:
