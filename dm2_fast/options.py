@@ -18,6 +18,7 @@ from dm2_fast.experiment.folder.files import read_yaml
 from dm2_fast.operations.arguments import nearest, shown
 from dm2_fast.selecting.config import SelectConfig
 from dm2_fast.strategy import Strategy
+from dm2_fast.words import whole_numbers
 
 with extras.needed("run", "the command dm2-fast"):
     import docstring_parser
@@ -249,16 +250,10 @@ def _listed(element: type, value: Any) -> Any:
         return None
     if isinstance(value, str) and value.startswith("["):
         value = yaml.safe_load(value)
+    if element is int:
+        return whole_numbers(value if isinstance(value, list) else str(value))
     words = value if isinstance(value, list) else str(value).split(",")
-    if element is str:
-        return list(strategies.names()) if words == ["all"] else [str(word).strip() for word in words]
-    numbers: list[int] = []
-    for word in map(str, words):
-        first, dash, last = word.strip().partition("-")
-        if dash and int(last) < int(first):
-            raise ValueError(f"{word} counts down")
-        numbers += range(int(first), int(last) + 1) if dash else [int(first)]
-    return numbers
+    return list(strategies.names()) if words == ["all"] else [str(word).strip() for word in words]
 
 
 def _number(kind: Any, value: Any) -> Any:

@@ -12,6 +12,7 @@ from dm2_fast import strategies
 from dm2_fast.experiment.config import AdversarialConfig, RunConfig, TrainingConfig
 from dm2_fast.experiment.folder.files import read_yaml
 from dm2_fast.strategies.dm2 import DM2Config
+from dm2_fast.words import whole_numbers
 
 FOLDER = Path(__file__).parent / "protocols"
 Show = Literal["probe", "table1", "table2", "table3", "table5", "figure1", "figure4"]
@@ -160,15 +161,19 @@ def read_protocol(name: str) -> Protocol:
     return made
 
 
-def _seeds(given: int | Sequence[int]) -> tuple[int, ...]:
-    """So many seeds from 0 on, or the seeds themselves."""
-    return tuple(range(given)) if isinstance(given, int) else tuple(int(seed) for seed in given)
+def _seeds(given: int | str | list[Any]) -> tuple[int, ...]:
+    """So many seeds from 0 on, or the seeds themselves, as on the command line."""
+    try:
+        return tuple(range(given)) if isinstance(given, int) else tuple(whole_numbers(given))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"seeds must be how many, or whole numbers as in 25-74, got {given!r}") from error
 
 
 def run_config(values: dict[str, Any], **others: Any) -> RunConfig:
     """The configuration of a run from plain values; the options of a strategy stand under its name.
 
-    `dm2: published` takes the paper's setting, `DM2Config.published()`.
+    Those of dm2 change the paper's setting, `DM2Config.published()`, which `dm2: published` takes as it is, so that a
+    protocol says the same whatever the defaults become; without them, dm2 has its defaults.
 
     Raises:
         ValueError: an option is unknown or wrong.
@@ -181,7 +186,9 @@ def run_config(values: dict[str, Any], **others: Any) -> RunConfig:
             given[name] = kind(**given.get(name) or {})
         if group in given and strategy.options is not None:
             own = given.pop(group)
-            given["options"] = DM2Config.published() if own == "published" else strategy.options(**own)
+            published = DM2Config.published()
+            own = {} if own == "published" else own
+            given["options"] = replace(published, **own) if strategy.options is DM2Config else strategy.options(**own)
         return RunConfig(**given)
     except TypeError as error:
         raise ValueError(f"options of a run are wrong: {error}") from error

@@ -299,7 +299,7 @@ def test_a_study_runs_once_and_says_what_is_left(toy: Path) -> None:
 
 
 def test_a_slow_method_may_have_fewer_seeds(toy: Path) -> None:
-    toy.write_text(TOY.replace("seeds: 3", "seeds: [4, 5, 6]\nfewer: {greedy-oracle: [5]}").replace("compared", "# "))
+    toy.write_text(TOY.replace("seeds: 3", "seeds: 4-6\nfewer: {greedy-oracle: [5]}").replace("compared", "# "))
     protocol = read_protocol(str(toy))
     assert protocol.tested == ("margin-kmeans", "dm2-published", "full-data")
     keys = [key for key in protocol.keys if key[1] == "greedy-oracle"]
@@ -344,7 +344,11 @@ def test_options_of_a_cell_and_a_method_come_together() -> None:
     )
     config = run_config(values, seed=4)
     assert (config.training.epochs, config.training.lr, config.budget, config.seed) == (3, 0.2, 5, 4)
-    assert run_config({"strategy": "dm2", "dm2": "published"}).options == DM2Config.published()
+    published = DM2Config.published()
+    assert run_config({"strategy": "dm2", "dm2": "published"}).options == published
+    assert run_config({"strategy": "dm2", "dm2": {"lam": 0.3}}).options == replace(published, lam=0.3)
+    assert run_config({"strategy": "dm2-at", "dm2": {"k": 2}}).options == replace(published, k=2)
+    assert run_config({"strategy": "dm2"}).options is None
     with pytest.raises(ValueError, match="options of a run are wrong: .*kk"):
         run_config({"strategy": "dm2", "dm2": {"kk": 3}})
 
@@ -357,6 +361,8 @@ def test_options_of_a_cell_and_a_method_come_together() -> None:
         (("seeds: 3", "seeds: 3\nmore: 1"), "is no protocol: unknown more"),
         (("compared: [margin-kmeans", "compared: [badge"), "badge is compared but not among the methods"),
         (("methods:", "methods: 3\nothers:"), "is no protocol: unknown others"),
+        (("seeds: 3", "seeds: 5-3"), "seeds must be how many, or whole numbers as in 25-74, got '5-3'"),
+        (("seeds: 3", "seeds: [1, two]"), "seeds must be how many, or whole numbers"),
         (("seeds: 3", "seeds: 3\nfewer: {badge: 2}"), "badge has fewer seeds but is not among the methods"),
         (("seeds: 3", "seeds: 3\nfewer: {dm2-published: 2}"), "dm2-published is compared, so it must have all seeds"),
     ],
