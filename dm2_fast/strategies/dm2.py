@@ -24,7 +24,7 @@ _EXACT = 5  # budgets of rows whose neighbours are searched exactly after an app
 
 @dataclass(frozen=True)
 class DM2Config:
-    """Options of dm2 and dm2-at. The paper's own values of k, lambda and alpha are lost; these defaults are ours.
+    """Options of dm2 and dm2-at, by default those that chose best in results/sweep; see `published` for the paper's.
 
     Args:
         metric: Distance of features, Eqs. 4-6: literal = (L2/d + L1/d) / 2, rms = (L2/sqrt(d) + L1/d) / 2, l1, l2.
@@ -33,28 +33,28 @@ class DM2Config:
             all, weighted by 1 / distance.
         lam: Lambda of Eq. 7, the weight of the sample itself, in [0, 1]; or beta, drawn per sample.
         alpha: Parameter of the Beta(alpha, alpha) that lam=beta draws from.
-        score: Uncertainty of the mixed sample, Eq. 10: 1 - max softmax, or entropy; or margin = minus the gap between
-            the two largest softmax values, which is ours.
+        score: Uncertainty of the mixed sample: least-confidence = 1 - max softmax, Eq. 10, or entropy; or margin =
+            minus the gap between the two largest softmax values, which is ours.
         offset: Skip this many of the highest scores before choosing (Figure 1).
         space: What is mixed: the input of the model, or features = the input of its head, Eq. 7 on f in place of x;
             only the head runs on the mixtures, and anything that has features can be mixed.
         recall: None for exact neighbours; for large pools on a CPU, the recall in (0, 1) that approximate ones must
             have. The rows that score highest, five times as many as the choice looks at, then get their exact
             neighbours and score, since what is chosen depends on these alone. `Picked.audit` says what was reached.
-        batch: The highest scores, Eq. 11; or, both ours, kmeans = the rows nearest to the centres of a k-means over ten
-            times as many, spread = the highest scores without the k neighbours of what is chosen already.
+        batch: highest = the highest scores, Eq. 11; or, both ours, kmeans = the rows nearest to the centres of a k-means
+            over ten times as many, spread = the highest scores without the k neighbours of what is chosen already.
     """
 
     metric: Metric = "literal"
     k: int = 10
     mix: Mix = "mean"
-    lam: float | Literal["beta"] = 0.5
+    lam: float | Literal["beta"] = 0.9
     alpha: float = 1.0
-    score: Uncertainty = "least-confidence"
+    score: Uncertainty = "margin"
     offset: int = 0
     space: Literal["input", "features"] = "input"
     recall: float | None = None
-    batch: Batch | Literal["spread"] = "highest"
+    batch: Batch | Literal["spread"] = "kmeans"
 
     def __post_init__(self) -> None:
         weights(self.metric, 1)
