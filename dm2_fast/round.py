@@ -346,6 +346,13 @@ class Round:
             return Picked(self.highest(scores, budget), scores)
 
     def highest(self, scores: Tensor, budget: int, offset: int = 0) -> Tensor:
+        """`ranked`, with a warning where much of the choice is decided by the numbers of the rows."""
+        chosen = self.ranked(scores, budget, offset)
+        if self.ties == "lower":
+            warn_of_ties(self.share.gather(scores), chosen, offset)
+        return chosen
+
+    def ranked(self, scores: Tensor, budget: int, offset: int = 0) -> Tensor:
         """The rows of the budget highest scores after skipping offset of them, ties as `ties` says (Eq. 11)."""
         scores = self.share.gather(scores)
         if self.ties == "random":
@@ -354,6 +361,4 @@ class Round:
             draw = torch.from_numpy(draws.uniform(self.seed, self.round, ids, "ties"))
             rows = rows[draw.argsort(stable=True).to(rows.device)]
             return rows[highest(scores[rows], budget, offset)]
-        chosen = highest(scores, budget, offset)
-        warn_of_ties(scores, chosen, offset)
-        return chosen
+        return highest(scores, budget, offset)

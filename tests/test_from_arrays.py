@@ -18,7 +18,7 @@ EVERYTHING = {"labelled_features": LABELLED, "labels": Y, "head": (CLASSIFIER.co
 
 
 def test_dm2_with_a_head_of_scikit_learn_is_algorithm_1_by_hand() -> None:
-    picked = select_from(Round.from_arrays(F, **EVERYTHING), 5, options=DM2Config(k=4, lam=0.3))
+    picked = select_from(Round.from_arrays(F, **EVERYTHING), 5, options=DM2Config.published(k=4, lam=0.3))
     assert picked.neighbours is not None
     assert picked.scores is not None
     mixed = 0.3 * F + 0.7 * F[picked.neighbours.numpy()].mean(1)

@@ -81,7 +81,7 @@ def test_dm2_with_any_classifier_by_hand() -> None:
     np.fill_diagonal(distance, np.inf)
     mixed = 0.5 * POOL + 0.5 * POOL[distance.argsort(1)[:, :10]].mean(1)
     expected = bayes.predict_proba(mixed).max(1).argsort(kind="stable")[:5]
-    np.testing.assert_array_equal(query(bayes, POOL, 5), expected)
+    np.testing.assert_array_equal(query(bayes, POOL, 5, options=dm2_fast.DM2Config.published()), expected)
 
 
 def test_without_a_label_the_first_is_drawn_and_the_others_follow() -> None:

@@ -84,7 +84,7 @@ def naive_scores(model: Net, pool: Tensor, k: int, metric: str, mix: str, lam: f
 @pytest.mark.parametrize("mix", ["mean", "random", "weighted"])
 @pytest.mark.parametrize("metric", ["literal", "rms", "l1", "l2"])
 def test_select_is_algorithm_1(model: Net, pool: Tensor, metric: str, mix: str, score: str) -> None:
-    config = DM2Config(metric=metric, k=4, mix=mix, lam=0.3, score=score)
+    config = DM2Config.published(metric=metric, k=4, mix=mix, lam=0.3, score=score)
     picked = select(model, pool, 9, options=config, normalize=NORMALIZE, seed=7, round=3, batch_size=16)
     expected = naive_scores(model, pool, 4, metric, mix, 0.3, score)
     np.testing.assert_allclose(picked.scores, expected, atol=2e-6)
@@ -100,10 +100,10 @@ def test_lam_1_is_exactly_least_confidence(model: Net, pool: Tensor, mix: str, i
     data = pool if inputs == "uint8" else pool.float() / 255
     forward = ForwardPass(model, data, NORMALIZE, batch_size=16)
     least = select_from(Round(forward), 45, "least-confidence")
-    picked = select(model, data, 45, options=DM2Config(mix=mix, lam=1.0), normalize=NORMALIZE, batch_size=16)
+    picked = select(model, data, 45, options=DM2Config.published(mix=mix, lam=1.0), normalize=NORMALIZE, batch_size=16)
     assert torch.equal(picked.scores, least.scores)
     assert torch.equal(picked.indices, least.indices)
-    mixed = select(model, data, 45, options=DM2Config(mix=mix, lam=0.5), normalize=NORMALIZE, batch_size=16)
+    mixed = select(model, data, 45, options=DM2Config.published(mix=mix, lam=0.5), normalize=NORMALIZE, batch_size=16)
     assert not torch.equal(mixed.scores, least.scores)
 
 
@@ -154,7 +154,7 @@ def test_select_leaves_model_and_random_state_untouched(model: Net, pool: Tensor
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
-    select(model, pool, 3, options=DM2Config(mix="random", lam="beta"), normalize=NORMALIZE)
+    select(model, pool, 3, options=DM2Config.published(mix="random", lam="beta"), normalize=NORMALIZE)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), torch_state)
@@ -183,7 +183,7 @@ def test_select_cleans_up_after_an_exception_in_the_model(pool: Tensor, model: N
 @pytest.mark.parametrize("mix", ["mean", "random", "weighted"])
 @pytest.mark.parametrize("lam", [0.4, "beta"])
 def test_picks_do_not_depend_on_threads_backend_or_batches(model: Net, pool: Tensor, mix: str, lam: float) -> None:
-    config = DM2Config(k=5, mix=mix, lam=lam)
+    config = DM2Config.published(k=5, mix=mix, lam=lam)
     first = select(model, pool, 10, options=config, normalize=NORMALIZE, batch_size=16)
     for num_threads in (1, 3):
         again = select(model, pool, 10, options=config, normalize=NORMALIZE, batch_size=16, num_threads=num_threads)
@@ -204,13 +204,17 @@ def test_a_row_scores_the_same_whatever_stands_beside_it(model: Net, pool: Tenso
 def test_interpreted_triton_serves_the_whole_acquisition(model: Net, pool: Tensor) -> None:
     if torch.cuda.is_available():
         model, pool = model.cuda(), pool.cuda()
-    first = select(model, pool[:12], 4, options=DM2Config(k=3), normalize=NORMALIZE, backend="torch", batch_size=12)
-    second = select(model, pool[:12], 4, options=DM2Config(k=3), normalize=NORMALIZE, backend="triton", batch_size=12)
+    first = select(
+        model, pool[:12], 4, options=DM2Config.published(k=3), normalize=NORMALIZE, backend="torch", batch_size=12
+    )
+    second = select(
+        model, pool[:12], 4, options=DM2Config.published(k=3), normalize=NORMALIZE, backend="triton", batch_size=12
+    )
     torch.testing.assert_close(second.scores, first.scores, atol=1e-6, rtol=0)
 
 
 def test_draws_follow_the_row_and_the_round(model: Net, pool: Tensor) -> None:
-    config = DM2Config(mix="random", lam="beta", k=5)
+    config = DM2Config.published(mix="random", lam="beta", k=5)
     ids = np.arange(45) + 1000
 
     def scores(seed: int, round: int, row_ids: object) -> Tensor:
@@ -224,7 +228,7 @@ def test_draws_follow_the_row_and_the_round(model: Net, pool: Tensor) -> None:
         assert not torch.equal(scores(*other), first)
 
 
-@pytest.mark.parametrize("config", [DM2Config(mix="random", k=5), DM2Config(lam="beta", k=5)])
+@pytest.mark.parametrize("config", [DM2Config.published(mix="random", k=5), DM2Config.published(lam="beta", k=5)])
 def test_dm2_s_draws_are_those_of_its_round(model: Net, pool: Tensor, config: DM2Config) -> None:
     ids = np.arange(45) + 1000
     for round in (0, 3):
@@ -238,8 +242,8 @@ def test_dm2_s_draws_are_those_of_its_round(model: Net, pool: Tensor, config: DM
 
 
 def test_offset_skips_the_highest_scores(model: Net, pool: Tensor) -> None:
-    every = select(model, pool, 45, options=DM2Config(k=3), normalize=NORMALIZE)
-    offset = select(model, pool, 10, options=DM2Config(k=3, offset=20), normalize=NORMALIZE)
+    every = select(model, pool, 45, options=DM2Config.published(k=3), normalize=NORMALIZE)
+    offset = select(model, pool, 10, options=DM2Config.published(k=3, offset=20), normalize=NORMALIZE)
     assert offset.indices.tolist() == every.indices[20:30].tolist()
 
 
@@ -254,7 +258,7 @@ def test_equal_scores_go_to_the_lower_row(pool: Tensor) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.head(x.mean((2, 3)))
 
-    assert select(Constant(), pool, 6).indices.tolist() == list(range(6))
+    assert select(Constant(), pool, 6, options=DM2Config.published()).indices.tolist() == list(range(6))
 
 
 class OnlyIntegerArrays:
@@ -273,37 +277,41 @@ class OnlyIntegerArrays:
 
 
 def test_pools_of_every_kind_give_the_same_picks(model: Net, pool: Tensor, tmp_path) -> None:
-    first = select(model, pool, 5, options=DM2Config(k=3), normalize=NORMALIZE)
+    first = select(model, pool, 5, options=DM2Config.published(k=3), normalize=NORMALIZE)
     file = tmp_path / "pool.npy"
     np.save(file, pool.numpy())
     kinds = [pool.numpy(), np.load(file, mmap_mode="r"), OnlyIntegerArrays(pool.numpy())]
     for inputs in kinds:
-        picked = select(model, inputs, 5, options=DM2Config(k=3), normalize=NORMALIZE)
+        picked = select(model, inputs, 5, options=DM2Config.published(k=3), normalize=NORMALIZE)
         assert torch.equal(picked.scores, first.scores)
     last = select(
-        model, pool.contiguous(memory_format=torch.channels_last), 5, options=DM2Config(k=3), normalize=NORMALIZE
+        model,
+        pool.contiguous(memory_format=torch.channels_last),
+        5,
+        options=DM2Config.published(k=3),
+        normalize=NORMALIZE,
     )
     torch.testing.assert_close(last.scores, first.scores, atol=1e-6, rtol=0)
 
 
 def test_a_small_pool_clamps_k_and_says_so(model: Net, pool: Tensor) -> None:
     with pytest.warns(UserWarning, match="k=10 is clamped to 3: the pool has 4 rows"):
-        picked = select(model, pool[:4], 2)
+        picked = select(model, pool[:4], 2, options=DM2Config.published())
     assert picked.neighbours.shape == (4, 3)
     with pytest.warns(UserWarning, match="k=10 is clamped to 0: the pool has 1 row$"):
-        alone = select(model, pool[:1], 1, normalize=NORMALIZE)
+        alone = select(model, pool[:1], 1, options=DM2Config.published(), normalize=NORMALIZE)
     assert alone.neighbours.shape == (1, 0)
     assert torch.equal(alone.scores, ForwardPass(model, pool[:1], NORMALIZE).uncertainty(
         ForwardPass(model, pool[:1], NORMALIZE).logits(), "least-confidence"))  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        select(model, pool[:4], 2, options=DM2Config(k=3))
+        select(model, pool[:4], 2, options=DM2Config.published(k=3))
 
 
 def test_feature_vectors_are_mixed_like_images(model: Net) -> None:
     x = torch.randn(20, 7, generator=torch.Generator().manual_seed(5))
     head = nn.Linear(7, 3)
-    picked = select(head, x, 4, options=DM2Config(k=2, lam=0.25))
+    picked = select(head, x, 4, options=DM2Config.published(k=2, lam=0.25))
     _, neighbours = oracle.knn(x.double().numpy(), 2, "literal")
     mixed = 0.25 * x.double() + 0.75 * x.double()[torch.from_numpy(neighbours)].mean(1)
     expected = 1 - (mixed @ head.weight.double().T + head.bias.double()).softmax(1).amax(1)
@@ -311,8 +319,8 @@ def test_feature_vectors_are_mixed_like_images(model: Net) -> None:
 
 
 def test_half_precision_models_are_served(pool: Tensor, model: Net) -> None:
-    exact = select(model, pool, 5, options=DM2Config(k=3), normalize=NORMALIZE)
-    half = select(model.bfloat16(), pool, 5, options=DM2Config(k=3), normalize=NORMALIZE)
+    exact = select(model, pool, 5, options=DM2Config.published(k=3), normalize=NORMALIZE)
+    half = select(model.bfloat16(), pool, 5, options=DM2Config.published(k=3), normalize=NORMALIZE)
     assert half.scores.dtype == torch.float32
     torch.testing.assert_close(half.scores, exact.scores, atol=0.15, rtol=0)
 

@@ -78,7 +78,7 @@ def test_a_column_that_dominates_is_named() -> None:
     unscaled[:, 2] *= 1000
     with pytest.warns(UserWarning, match="feature 2 makes up 1..% of the length of the rows, .*StandardScaler"):
         select(net(), unscaled, 5, options=DM2Config(k=3))
-    select(net(), X * 1000, 5, options=DM2Config(k=3))
+    select(net(), X * 1000, 5, options=DM2Config.published(k=3))
 
 
 def test_duplicates_beyond_k_are_counted() -> None:

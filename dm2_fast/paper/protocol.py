@@ -186,9 +186,9 @@ def run_config(values: dict[str, Any], **others: Any) -> RunConfig:
             given[name] = kind(**given.get(name) or {})
         if group in given and strategy.options is not None:
             own = given.pop(group)
-            published = DM2Config.published()
             own = {} if own == "published" else own
-            given["options"] = replace(published, **own) if strategy.options is DM2Config else strategy.options(**own)
+            options = DM2Config.published if strategy.options is DM2Config else strategy.options
+            given["options"] = options(**own)
         return RunConfig(**given)
     except TypeError as error:
         raise ValueError(f"options of a run are wrong: {error}") from error

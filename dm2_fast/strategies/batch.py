@@ -45,11 +45,11 @@ def clustered(round: Round, scores: Tensor, budget: int, offset: int = 0) -> Ten
     total = round.share.total
     check_budget(budget, total, offset)
     features = round.features
-    ordered = round.highest(scores, min(total - offset, FACTOR * budget), offset)
-    every = round.share.gather(scores)
+    count = min(total - offset, FACTOR * budget)
+    ordered, every = round.ranked(scores, count, offset), round.share.gather(scores)
     weights = (every - every.min())[ordered]
     if not bool((weights > 0).any()):
-        weights = torch.ones_like(weights)
+        ordered, weights = round.highest(scores, count, offset), torch.ones_like(weights)
     seed = int(draws.generator(round.seed, round.round, "clusters").integers(2**32))
     threads = round.forward.compute["num_threads"]
     table, places = round.share.table(features, ordered)

@@ -2,7 +2,7 @@
 
 import warnings
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -41,8 +41,8 @@ class DM2Config:
         recall: None for exact neighbours; for large pools on a CPU, the recall in (0, 1) that approximate ones must
             have. The rows that score highest, five times as many as the choice looks at, then get their exact
             neighbours and score, since what is chosen depends on these alone. `Picked.audit` says what was reached.
-        batch: highest = the highest scores, Eq. 11; or, both ours, kmeans = the rows nearest to the centres of a k-means
-            over ten times as many, spread = the highest scores without the k neighbours of what is chosen already.
+        batch: highest = the highest scores, Eq. 11; or, both ours, kmeans = the rows nearest to the centres of a
+            k-means over ten times as many, spread = the highest without the k neighbours of what is chosen already.
     """
 
     metric: Metric = "literal"
@@ -68,12 +68,16 @@ class DM2Config:
             number("recall", self.recall, "between 0 and 1, or None for exact neighbours", lambda value: 0 < value < 1)
 
     @classmethod
-    def published(cls) -> "DM2Config":
-        """The paper's setting, whatever the defaults: Eqs. 4-11 as they read; its k and lambda are lost, these ours."""
-        return cls(
-            metric="literal", k=10, mix="mean", lam=0.5, alpha=1.0, score="least-confidence", offset=0, space="input",
-            recall=None, batch="highest",
-        )  # fmt: skip
+    def published(cls, **changes: Any) -> "DM2Config":
+        """The paper's setting, whatever the defaults: Eqs. 4-11 as they read; k and lambda are lost, and ours here.
+
+        Args:
+            changes: Options that are otherwise.
+        """
+        return cls(**{
+            "metric": "literal", "k": 10, "mix": "mean", "lam": 0.5, "alpha": 1.0, "score": "least-confidence",
+            "offset": 0, "space": "input", "recall": None, "batch": "highest", **changes,
+        })  # fmt: skip
 
 
 def choose(round: Round, budget: int, options: DM2Config) -> Picked:

@@ -14,7 +14,7 @@ M = 40
 X = torch.rand(M, 6, generator=torch.Generator().manual_seed(1))
 TOKENS = torch.randint(0, 50, (M, 7), generator=torch.Generator().manual_seed(2))
 MASK = torch.arange(7) < torch.randint(1, 8, (M, 1), generator=torch.Generator().manual_seed(3))
-FEATURES = DM2Config(k=4, lam=0.3, space="features")
+FEATURES = DM2Config.published(k=4, lam=0.3, space="features")
 
 
 def net() -> nn.Sequential:
@@ -180,7 +180,7 @@ def test_features_are_mixed_as_the_linear_head_on_them_would() -> None:
     picked = select(model, X, 7, options=FEATURES)
     with torch.no_grad():
         features = model[:2](X)
-    expected = select(model[2], features, 7, options=DM2Config(k=4, lam=0.3))
+    expected = select(model[2], features, 7, options=DM2Config.published(k=4, lam=0.3))
     assert torch.equal(picked.indices, expected.indices)
     assert picked.scores is not None
     assert expected.scores is not None

@@ -248,7 +248,7 @@ def test_select_says_what_was_prepared_and_picks_the_same(model: Net, pool: Tens
     assert select_from(state, 5, "entropy").prepared == ours.prepared
     assert select_from(state, 5, "dm2").prepared == ours.prepared
     least = select_from(state, 9, "least-confidence")
-    assert torch.equal(select(model, pool, 9, options=DM2Config(lam=1.0)).scores, least.scores)
+    assert torch.equal(select(model, pool, 9, options=DM2Config.published(lam=1.0)).scores, least.scores)
 
 
 def test_a_round_prepares_once_and_again_when_the_model_has_changed(model: Net, pool: Tensor) -> None:

@@ -85,7 +85,7 @@ def test_every_uncertainty_strategy_serves_labels_and_the_others_say_that_they_d
     assert picked.scores is not None
     torch.testing.assert_close(picked.scores, expected)
     for lam in (1.0, 0.3):  # lam = 1 is least confidence
-        dm2 = dm2_fast.select(model, x, 5, options=dm2_fast.DM2Config(k=3, lam=lam), multilabel="mean")
+        dm2 = dm2_fast.select(model, x, 5, options=dm2_fast.DM2Config.published(k=3, lam=lam), multilabel="mean")
         assert dm2.scores is not None
         assert torch.equal(dm2.scores, picked.scores) == (lam == 1)
     labels = torch.arange(5)

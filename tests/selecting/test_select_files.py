@@ -99,11 +99,15 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 FEATURES = SelectConfig(
-    features=Path("features.npy"), head="head.npz", budget=12, options=DM2Config(k=3, lam=0.3), output=Path("out")
+    features=Path("features.npy"),
+    head="head.npz",
+    budget=12,
+    options=DM2Config.published(k=3, lam=0.3),
+    output=Path("out"),
 )
 IMAGES = SelectConfig(
     pool=Path("pool.npy"), model="their_models:build", weights=Path("weights.pt"), budget=12,
-    normalize="0.4,0.5,0.6/0.2,0.3,0.25", options=DM2Config(k=3, lam=0.3), output=Path("out"),
+    normalize="0.4,0.5,0.6/0.2,0.3,0.25", options=DM2Config.published(k=3, lam=0.3), output=Path("out"),
 )  # fmt: skip
 
 
@@ -174,7 +178,7 @@ def test_features_in_columns_give_the_same_as_in_rows() -> None:
 def test_the_report_says_how_good_the_neighbours_are() -> None:
     lines: list[str] = []
     first = select_from_files(FEATURES)
-    options = DM2Config(k=3, lam=0.3, recall=0.9)
+    options = DM2Config.published(k=3, lam=0.3, recall=0.9)
     second = select_from_files(replace(FEATURES, output=Path("second"), options=options), echo=lines.append)
     assert (second / "selected.csv").read_bytes() == (first / "selected.csv").read_bytes()
     assert "exact neighbours: below 50000 rows the exact search costs no more" in lines
@@ -196,7 +200,7 @@ def test_images_are_mixed_and_scored_by_their_model(labelled: Path | None, kind:
 
 @pytest.mark.parametrize("config", [FEATURES, IMAGES])
 def test_blocks_batches_and_threads_change_nothing(config: SelectConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = replace(config, labelled=Path("labelled.txt"), options=DM2Config(k=3, mix="random", lam="beta"))
+    config = replace(config, labelled=Path("labelled.txt"), options=DM2Config.published(k=3, mix="random", lam="beta"))
     first = select_from_files(config)
     monkeypatch.setattr(pool_files, "_BLOCK_BYTES", 7 * D * 4)
     threads = torch.get_num_threads()
@@ -274,7 +278,9 @@ def test_their_labels_come_with_them(text: str) -> None:
 
 
 def test_its_own_config_file_repeats_a_selection() -> None:
-    first = select_from_files(replace(FEATURES, labelled=Path("labelled.txt"), options=DM2Config(k=4, mix="random")))
+    first = select_from_files(
+        replace(FEATURES, labelled=Path("labelled.txt"), options=DM2Config.published(k=4, mix="random"))
+    )
     assert yaml.safe_load((first / "config.yaml").read_text())["output"] is None
     main(["select", "--config", "out/config.yaml"])
     again = Path("selections/features-dm2-seed0-round0")

@@ -1,5 +1,8 @@
 """Batches that are spread over the features, against their definitions written out."""
 
+import warnings
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -88,7 +91,7 @@ def test_the_k_neighbours_of_a_choice_are_passed_over() -> None:
         if len(expected) < 12 and not any(row in near[other] for other in expected):
             expected.append(row)
     assert chosen == expected
-    highest = select_from(make_round(), 12, "dm2", DM2Config(k=5)).indices.tolist()
+    highest = select_from(make_round(), 12, "dm2", DM2Config(k=5, batch="highest")).indices.tolist()
     assert chosen != highest
     assert chosen[0] == highest[0]
 
@@ -128,8 +131,21 @@ def test_equal_scores_weigh_the_same() -> None:
 def test_the_setting_of_the_paper_has_one_name() -> None:
     published = DM2Config.published()
     assert (published.k, published.lam, published.score, published.batch) == (10, 0.5, "least-confidence", "highest")
-    first, second = (select_from(make_round(), 9, "dm2", options) for options in (published, DM2Config()))
-    assert first.indices.tolist() == second.indices.tolist()
+    assert DM2Config.published(k=3) == replace(published, k=3)
+    assert DM2Config() == DM2Config.published(score="margin", lam=0.9, batch="kmeans")  # results/sweep
+
+
+def test_ties_among_candidates_without_weight_are_no_trap_and_equal_scores_are() -> None:
+    asked = make_round()
+    scores = torch.zeros(240)
+    scores[:20] = torch.arange(20, 0, -1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert clustered(asked, scores, 5).tolist() != [0, 1, 2, 3, 4]
+    with pytest.warns(
+        UserWarning, match="240 rows have the same score, and 50 of them were chosen for their lower row"
+    ):
+        clustered(asked, torch.ones(240), 5)
 
 
 def test_a_batch_that_there_is_not_is_named() -> None:
