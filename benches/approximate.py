@@ -140,10 +140,10 @@ def picks(args: argparse.Namespace) -> None:
     torch.manual_seed(0)
     head, budget = torch.nn.Linear(x.shape[1], 10), len(x) // 50
     head.weight.data *= 4 / head.weight.data.norm(dim=1, keepdim=True)
-    want = set(dm2_fast.select(head, x, budget).indices.tolist())
+    want = set(dm2_fast.select(head, x, budget, options=DM2Config.published()).indices.tolist())
     print("| recall asked | recall | overlap with the exact choice |\n| --- | --- | --- |")
     for recall in (0.5, 0.8, 0.9, 0.95, 0.98):
-        got = dm2_fast.select(head, x, budget, options=DM2Config(recall=recall))
+        got = dm2_fast.select(head, x, budget, options=DM2Config.published(recall=recall))
         assert got.audit is not None
         overlap = len(want & set(got.indices.tolist())) / budget
         print(f"| {recall} | {got.audit.recall:.4f} ({got.audit.path}) | {overlap:.4f} |", flush=True)

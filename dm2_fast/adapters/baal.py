@@ -135,7 +135,8 @@ def mixed_probabilities(
 ) -> Callable[[Dataset[Any]], Iterator[NDArray[Any]]]:
     """A `get_probabilities` for heuristics of baal: the probabilities of DM2's mixed samples in place of the samples'.
 
-    With baal's `Certainty`, this is DM2; with its `BALD` and a model whose dropout it keeps on, BALD of the mixtures.
+    With baal's `Certainty`, this is DM2 as published; with its `Margin`, DM2 whose batch is not spread; with its `BALD`
+    and a model whose dropout it keeps on, BALD of the mixtures.
 
     Args:
         model: The network, or baal's ModelWrapper of it.
@@ -151,7 +152,7 @@ def mixed_probabilities(
     """
     options = options or DM2Config()
     used = DM2Config(options.metric, options.k, options.mix, options.lam, options.alpha)
-    if options != used:
+    if options not in (used, replace(used, score="least-confidence", batch="highest")):  # as published
         raise ValueError(
             "score, offset, space, recall and batch are not for mixed_probabilities: leave them out of options"
         )

@@ -1,6 +1,7 @@
 """The heuristic in baal: its own loop on the digits, its wrappers and pool limits; mixed samples for its heuristics."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -160,12 +161,13 @@ def test_predictions_of_their_wrapper_are_enough_for_uncertainty(form: str) -> N
     assert loop.step()
 
 
-@pytest.mark.parametrize("options", [None, dm2_fast.DM2Config(k=3, lam=0.7), dm2_fast.DM2Config(mix="random")])
+@pytest.mark.parametrize("options", [None, dm2_fast.DM2Config(k=3, lam=0.7), dm2_fast.DM2Config.published()])
 def test_mixed_samples_with_their_certainty_are_dm2(options) -> None:
     model, dataset = trained(), active()
     ranks = Certainty()(mixed_probabilities(model, options, batch_size=100)(dataset.pool))
     unknown = np.flatnonzero(~dataset.labelled)
-    expected = dm2_fast.select(model.model, X[unknown], 10, "dm2", options)
+    as_published = replace(options or dm2_fast.DM2Config(), score="least-confidence", batch="highest")
+    expected = dm2_fast.select(model.model, X[unknown], 10, "dm2", as_published)
     np.testing.assert_array_equal(ranks[:10], expected.indices)
     loop = ActiveLearningLoop(dataset, mixed_probabilities(model, options), Certainty(), 10)
     assert loop.step()
