@@ -90,7 +90,8 @@ def test_a_run_labels_trains_and_leaves_its_files(strategy: str, tmp_path: Path)
 
 
 def test_a_run_is_repeated_to_the_bit_by_its_own_config_file(tmp_path: Path) -> None:
-    config = replace(QUICK, strategy="dm2-at", options=DM2Config(k=3, mix="random", lam="beta"), rounds=1)
+    options = DM2Config(k=3, mix="random", lam="beta")
+    config = replace(QUICK, strategy="dm2-at", options=options, rounds=1, threads=1)  # training rounds by its threads
     first = dm2_fast.run(replace(config, output=tmp_path / "a"))
     torch.rand(5)
     again = subprocess.run(
