@@ -347,14 +347,14 @@ class Round:
 
     def highest(self, scores: Tensor, budget: int, offset: int = 0) -> Tensor:
         """`ranked`, with a warning where much of the choice is decided by the numbers of the rows."""
-        chosen = self.ranked(scores, budget, offset)
+        every = self.share.gather(scores)
+        chosen = self.ranked(every, budget, offset)
         if self.ties == "lower":
-            warn_of_ties(self.share.gather(scores), chosen, offset)
+            warn_of_ties(every, chosen, offset)
         return chosen
 
     def ranked(self, scores: Tensor, budget: int, offset: int = 0) -> Tensor:
-        """The rows of the budget highest scores after skipping offset of them, ties as `ties` says (Eq. 11)."""
-        scores = self.share.gather(scores)
+        """The rows of the budget highest of all scores after skipping offset of them, ties as `ties` says (Eq. 11)."""
         if self.ties == "random":
             rows = reaching(scores, offset + budget)
             ids = self.share.gather(torch.from_numpy(self.ids))[rows.cpu()].numpy()

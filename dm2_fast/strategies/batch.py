@@ -45,8 +45,8 @@ def clustered(round: Round, scores: Tensor, budget: int, offset: int = 0) -> Ten
     total = round.share.total
     check_budget(budget, total, offset)
     features = round.features
-    count = min(total - offset, FACTOR * budget)
-    ordered, every = round.ranked(scores, count, offset), round.share.gather(scores)
+    count, every = min(total - offset, FACTOR * budget), round.share.gather(scores)
+    ordered = round.ranked(every, count, offset)
     weights = (every - every.min())[ordered]
     if not bool((weights > 0).any()):
         ordered, weights = round.highest(scores, count, offset), torch.ones_like(weights)

@@ -20,6 +20,7 @@ from dm2_fast.threads import clustering
 
 SMALL = 2000  # rows of which all distances are looked at
 NEIGHBOURS = 10  # of each row in the graph of a larger pool
+_EDGES = 8192  # whose lengths are computed at a time
 
 
 @dataclass(frozen=True)
@@ -99,14 +100,10 @@ def clusters(features: Tensor, count: int, **compute: Any) -> NDArray[np.int64]:
     return labels
 
 
-def _lengths(x: Tensor, i: NDArray[np.int64], j: NDArray[np.int64], block: int = 8192) -> NDArray[np.float64]:
+def _lengths(x: Tensor, i: NDArray[np.int64], j: NDArray[np.int64]) -> NDArray[np.float64]:
     """The distances |x_i - x_j| in float64, a block at a time as the rows take more memory than the pool."""
-    return np.concatenate(
-        [
-            (x[i[start : start + block]].double() - x[j[start : start + block]].double()).norm(dim=1).numpy()
-            for start in range(0, len(i), block)
-        ]
-    )
+    blocks = zip(torch.from_numpy(i).split(_EDGES), torch.from_numpy(j).split(_EDGES), strict=True)
+    return np.concatenate([(x[one].double() - x[other].double()).norm(dim=1).numpy() for one, other in blocks])
 
 
 def neighbour_edges(x: Tensor, **compute: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -24,7 +24,7 @@ _EXACT = 5  # budgets of rows whose neighbours are searched exactly after an app
 
 @dataclass(frozen=True)
 class DM2Config:
-    """Options of dm2 and dm2-at, by default those that chose best in results/sweep; see `published` for the paper's.
+    """Options of dm2 and dm2-at, by default those chosen in results/sweep; see `published` for the paper's.
 
     Args:
         metric: Distance of features, Eqs. 4-6: literal = (L2/d + L1/d) / 2, rms = (L2/sqrt(d) + L1/d) / 2, l1, l2.

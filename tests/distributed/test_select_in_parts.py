@@ -54,7 +54,8 @@ def test_the_choice_is_that_of_one_process(in_processes: Call, strategy: str) ->
 
 
 @pytest.mark.parametrize("options", [
-    dm2_fast.DM2Config(mix="random", lam="beta", k=3), dm2_fast.DM2Config(mix="weighted", metric="l2", offset=20),
+    dm2_fast.DM2Config.published(mix="random", lam="beta", k=3),
+    dm2_fast.DM2Config.published(mix="weighted", metric="l2", offset=20),
     dm2_fast.DM2Config(space="features", k=5), dm2_fast.DM2Config(score="margin", batch="kmeans", k=3, offset=7),
     dm2_fast.DM2Config(batch="spread", k=20),
 ])  # fmt: skip
