@@ -106,7 +106,8 @@ class RunConfig:
         seed: Key of everything random.
         device: auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.
         threads: CPU threads; null leaves them as they are.
-        eval_epsilon: FGSM step of the reported accuracy under FGSM, in units of the [0, 1] pixel range.
+        eval_epsilon: FGSM step of the reported accuracy under FGSM, in units of the [0, 1] pixel range; with 0, FGSM
+            does not run, and this accuracy is the clean one.
         eval_attacked: Test samples, drawn at random, on which the last model is attacked by more than FGSM; 0 for none.
         attack: pgd = PGD-20 with eval_epsilon; or autoattack beside it, which takes hours for deep networks on a CPU.
         eval_batch_size: Samples per forward pass of evaluation and selection.
