@@ -5,7 +5,7 @@
 
 namespace dm2 {
 
-constexpr std::ptrdiff_t kCell = 256;  // rows of a cell, on average; never more than twice as many
+constexpr std::ptrdiff_t kCell = 128;  // rows of a cell, on average; never more than twice as many
 
 // SADs of a code with those of some rows anywhere in memory.
 DM2_CLONES inline void sads_to(const std::uint8_t* code, const std::uint8_t* codes, std::ptrdiff_t bytes,
@@ -28,6 +28,38 @@ inline void least(std::vector<std::uint64_t>& keys, const std::int32_t* of, std:
     keys.resize(static_cast<std::size_t>(n));
     std::sort(keys.begin(), keys.end());
 }
+
+// The n-th least of some values, or the largest of fewer. Halving the range counts without branches to guess.
+DM2_CLONES inline std::int32_t nth_least(const std::int32_t* values, std::ptrdiff_t count, std::ptrdiff_t n) {
+    std::int32_t low = std::numeric_limits<std::int32_t>::max(), high = 0;
+    for (std::ptrdiff_t i = 0; i < count; ++i) low = std::min(low, values[i]), high = std::max(high, values[i]);
+    while (low < high) {
+        const std::int32_t middle = low + (high - low) / 2;
+        std::int32_t reached = 0;
+        for (std::ptrdiff_t i = 0; i < count; ++i) reached += values[i] <= middle;
+        if (reached < n)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+// The n least of some values that are not negative; of equal ones, the first. They are asked for in their order.
+class Least {
+public:
+    Least(const std::int32_t* values, std::ptrdiff_t count, std::ptrdiff_t n) {
+        if (n == 0) return;
+        last_ = nth_least(values, count, n);
+        equal_ = n;
+        for (std::ptrdiff_t i = 0; i < count; ++i) equal_ -= values[i] < last_;
+    }
+    bool has(std::int32_t value) { return value < last_ || (value == last_ && equal_-- > 0); }
+
+private:
+    std::int32_t last_ = -1;
+    std::ptrdiff_t equal_ = 0;  // of the last value
+};
 
 // Cell c has the places from first[c] to first[c + 1].
 class Cells {
@@ -72,6 +104,16 @@ public:
         least(keys, sads.data(), size(), most);
         all.assign(keys.begin(), keys.end());  // the lower half
         return all;
+    }
+
+    // How many cells are nearer to the code of one row than that of another row, by their places.
+    std::ptrdiff_t rank(const std::uint8_t* codes, std::ptrdiff_t place, std::ptrdiff_t other) const {
+        const std::ptrdiff_t cell = std::upper_bound(first.begin(), first.end(), other) - first.begin() - 1;
+        const auto to = [&](std::ptrdiff_t c) { return generic::sad(codes + place * bytes_, &centres[c * bytes_], bytes_); };
+        const std::int32_t limit = to(cell);
+        std::ptrdiff_t nearer = 0;
+        for (std::ptrdiff_t c = 0; c < size(); ++c) nearer += to(c) < limit;
+        return nearer;
     }
 
 private:

@@ -12,11 +12,14 @@ class Graph {
 public:
     // ids: a row with a negative one has left. slots: K.
     Graph(const Index<T>& index, const std::int64_t* ids, std::ptrdiff_t slots)
-        : index_(index), ids_(ids), slots_(slots), lists_(static_cast<std::size_t>(index.rows.n * slots), kEmpty) {}
+        : index_(index), ids_(ids), slots_(slots), lists_(static_cast<std::size_t>(index.rows.n * slots), kEmpty) {
+        find_gone();
+    }
 
     // The same lists without the rows that have left since.
     Graph(const Graph& other, const std::int64_t* ids)
         : index_(other.index_), ids_(ids), slots_(other.slots_), lists_(other.lists_) {
+        find_gone();
         for (std::ptrdiff_t p = 0; p < index_.rows.n; ++p) {
             std::uint64_t* list = list_of(p);
             const bool left = gone(p);
@@ -96,8 +99,12 @@ private:
 
     std::uint64_t* list_of(std::ptrdiff_t place) { return &lists_[place * slots_]; }
     const std::uint64_t* list_of(std::ptrdiff_t place) const { return &lists_[place * slots_]; }
-    std::int64_t id_of(std::ptrdiff_t place) const { return ids_[index_.side->order[place]]; }
-    bool gone(std::ptrdiff_t place) const { return id_of(place) < 0; }
+    bool gone(std::ptrdiff_t place) const { return !gone_.empty() && gone_[place]; }
+
+    void find_gone() {
+        if (std::none_of(ids_, ids_ + index_.rows.n, [](std::int64_t id) { return id < 0; })) return;
+        for (const std::ptrdiff_t row : index_.side->order) gone_.push_back(ids_[row] < 0);
+    }
 
     void insert(std::uint64_t* list, std::uint64_t entry) const {
         std::ptrdiff_t at = slots_;
@@ -137,13 +144,15 @@ private:
         const std::vector<std::uint32_t> around = index_.cells->around(cell, std::max<std::ptrdiff_t>(kRanked, 4 * to));
         const std::ptrdiff_t cells = static_cast<std::ptrdiff_t>(around.size());
         std::vector<std::int32_t> sads(around.size());
-        std::vector<std::uint64_t> ranked;
         std::vector<std::vector<std::ptrdiff_t>> visitors(around.size());
         for (std::ptrdiff_t p = index_.cells->first[cell]; p < index_.cells->first[cell + 1]; ++p) {
             if (gone(p)) continue;
             sads_to(index_.code(p), index_.cells->centres.data(), bytes, around.data(), cells, sads.data());
-            least(ranked, sads.data(), cells, to);
-            for (std::size_t r = from; r < ranked.size(); ++r) visitors[static_cast<std::uint32_t>(ranked[r])].push_back(p);
+            Least before(sads.data(), cells, from), near(sads.data(), cells, to);
+            for (std::ptrdiff_t c = 0; c < cells; ++c) {
+                const bool met = before.has(sads[c]);
+                if (near.has(sads[c]) && !met) visitors[c].push_back(p);
+            }
         }
         for (std::ptrdiff_t c = 0; c < cells; ++c)  // all visitors of a cell in turn, while it is in the cache
             for (const std::ptrdiff_t p : visitors[c]) scan(p, around[c], ratio);
@@ -154,7 +163,7 @@ private:
     void scan(std::ptrdiff_t p, std::ptrdiff_t cell, double ratio) {
         const std::ptrdiff_t end = index_.cells->first[cell + 1];
         std::uint64_t* list = list_of(p);
-        const std::ptrdiff_t at_once = list[slots_ - 1] == kEmpty ? 4 : 32;
+        const std::ptrdiff_t at_once = list[slots_ - 1] == kEmpty ? kCell / kGroup : kBlock / kGroup;
         std::uint8_t code[kCode];
         get_code(index_.side->near.data(), p, code);
         std::uint16_t rows[kBlock + kSlack];
@@ -172,7 +181,10 @@ private:
             if (n == 0) continue;
             n = index_.scanner.narrow(index_.code(p), index_.code(g * kGroup), index_.bytes(), {worst, 0},
                                       one_sided().wide, rows, n, sads);
-            for (std::ptrdiff_t r = 0; r < n; ++r) meet(p, list, sads[r], g * kGroup + rows[r]);
+            // of the first ones, only those that stay in the list: the others would be put there for a while
+            const std::int32_t most = full || !gone_.empty() ? worst : nth_least(sads, n, slots_ + 1);
+            for (std::ptrdiff_t r = 0; r < n; ++r)
+                if (sads[r] <= most) meet(p, list, sads[r], g * kGroup + rows[r]);
         }
     }
 
@@ -262,12 +274,13 @@ private:
         std::sort(found.begin(), found.end());
     }
 
-    static constexpr std::ptrdiff_t kKept = 90;    // per cent of near pairs that the 32-byte codes are to keep
-    static constexpr std::ptrdiff_t kRanked = 64;  // cells that a row chooses from
+    static constexpr std::ptrdiff_t kKept = 95;     // per cent of near pairs that the 32-byte codes are to keep
+    static constexpr std::ptrdiff_t kRanked = 128;  // cells that a row chooses from
 
     const Index<T>& index_;
     const std::int64_t* ids_;
     const std::ptrdiff_t slots_;
+    std::vector<char> gone_;            // by place; empty where all rows are there
     std::vector<std::uint64_t> lists_;  // by place, ascending
 };
 
