@@ -117,7 +117,7 @@ public:
     }
 
 private:
-    static constexpr int kMoves = 3;
+    static constexpr int kMoves = 2;
     static constexpr std::ptrdiff_t kTo = 32;  // centres that a row may move to
 
     void find_centres(const std::uint8_t* codes, const std::vector<std::ptrdiff_t>& order, int num_threads) {

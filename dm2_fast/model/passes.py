@@ -1,5 +1,6 @@
 """Forward passes over a pool: features and logits (Eq. 3), and the uncertainty of mixed samples (Eqs. 8-10)."""
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
@@ -217,6 +218,11 @@ class ForwardPass:
             return self._shared.keep(Prepared(f"off: {unfit}", plain(self.model, None)))
         few = partial(self._batch, None, 0)
         return self._shared.prepared_model(self.model, self.head, few, self.batch_size, self._autocast())
+
+    @property
+    def unit(self) -> int:
+        """Rows that are not divided between processes, so that all batches are those of one process."""
+        return math.lcm(self.batch_size, self.prepared().rows or 1)
 
     @property
     def _least_classes(self) -> int:

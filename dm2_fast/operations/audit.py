@@ -43,6 +43,15 @@ def recall_of(found: Tensor, exact: Tensor) -> Tensor:
     return (found <= exact[:, -1:]).double().mean(1)
 
 
+def misses_to_aim_at(recall: float, rows: int) -> float:
+    """The share of neighbours that may be missing so that the lower bound from so many rows is the recall asked for.
+
+    The standard deviation of a row's recall is taken to be 0.42 sqrt(misses), as it was on features of networks.
+    """
+    misses = 1 - recall
+    return max(0.0, misses - 0.42 * _QUANTILE * math.sqrt(misses / rows) - 1 / rows)
+
+
 def lower_bound(recalls: Tensor) -> float:
     """A lower bound of the mean recall of all rows from that of rows drawn at random, (n,), at one of `LOOKS` looks.
 
