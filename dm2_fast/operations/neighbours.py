@@ -12,6 +12,7 @@ from torch import Tensor
 from dm2_fast.operations import backends, cpp
 from dm2_fast.operations.approximate import AuditedGraph, check_native, slots
 from dm2_fast.operations.arrays import as_integers
+from dm2_fast.operations.grown import Grown
 from dm2_fast.operations.knn import Metric, UnitRows, check_k, check_match, knn, matrix, weights
 from dm2_fast.threads import threads_of_torch
 
@@ -73,10 +74,7 @@ class Neighbours(AuditedGraph):
             k: 1 <= k <= rows.
         """
         k = check_k(k, self._left, self._left)
-        asked = matrix(queries, "queries")
-        if isinstance(queries, (list, tuple)):  # which have no dtype of their own
-            asked = asked.to(self._rows.data.dtype)
-        check_match(asked, self._rows.data, "queries")
+        asked = self.as_queries(queries)
         if not self._native:
             return knn(self._remaining(), k, self.metric, queries=asked, **self._options)
         return self._search(UnitRows(asked, "queries"), torch.full((len(asked),), -1), k)
@@ -109,13 +107,41 @@ class Neighbours(AuditedGraph):
                 other._graph = type(self._graph)(self._graph, other._ids.numpy())
         return other
 
+    def with_rows(self, x: Tensor | NDArray[Any]) -> Grown:
+        """The rows that are left and others behind them, (a, d), like x: its graph is one of `torch.cat([x, others])`.
+
+        Nothing is prepared again: the others meet all rows exactly, which costs as much as a exact queries. Many of
+        them are better prepared with all rows, by a new `Neighbours`.
+        """
+        return Grown(self, self.as_queries(x, "x"))
+
+    def as_queries(self, x: Tensor | NDArray[Any], name: str = "queries") -> Tensor:
+        """Rows that can be compared with these."""
+        found = matrix(x, name)
+        if isinstance(x, (list, tuple)):  # which have no dtype of their own
+            found = found.to(self._rows.data.dtype)
+        check_match(found, self._rows.data, name)
+        return found
+
+    def data(self, rows: Tensor) -> Tensor:
+        """The features of some of the rows that are left, (n, d)."""
+        return self._rows.data[torch.nonzero(self._ids >= 0)[:, 0][rows].to(self._rows.data.device)]
+
+    def anew(self, x: Tensor) -> "Neighbours":
+        """Other rows, prepared in the same way."""
+        return Neighbours(x, self.metric, self.recall, seed=self.seed, **self._options)
+
     def _numbers(self, rows: Any) -> Tensor:
-        """Numbers of rows that are left, (n,) int64 on the CPU."""
+        return self.numbers(rows, self._left)
+
+    @staticmethod
+    def numbers(rows: Any, left: int) -> Tensor:
+        """Numbers of rows, of so many that are left, (n,) int64 on the CPU."""
         numbers = as_integers(rows, "rows").cpu()
         if numbers.ndim != 1:
             raise ValueError(f"rows must be 1-D, got shape {tuple(numbers.shape)}")
-        if len(numbers) and not (int(numbers.min()) >= 0 and int(numbers.max()) < self._left):
-            raise ValueError(f"rows must be in [0, {self._left - 1}], got {int(numbers.min())} to {int(numbers.max())}")
+        if len(numbers) and not (int(numbers.min()) >= 0 and int(numbers.max()) < left):
+            raise ValueError(f"rows must be in [0, {left - 1}], got {int(numbers.min())} to {int(numbers.max())}")
         return numbers
 
     def _remaining(self) -> Tensor:
