@@ -30,8 +30,10 @@ def _cells(ranks: NDArray[np.int64], recall: float) -> int:
     """Cells that each row meets first.
 
     Args:
-        ranks: Of neighbours of some rows: how many cells are nearer to the row than that of its neighbour.
+        ranks: Of neighbours of some rows, how many cells are nearer to the row than that of its neighbour, (n,).
     """
+    if len(ranks) == 0:
+        return 1
     found = max(0.0, 1 - _JOINED * misses_to_aim_at(recall, _SAMPLE))
     return 1 + int(np.quantile(ranks, found, method="higher"))
 

@@ -91,8 +91,12 @@ class Grown(AuditedGraph):
         self._base._begin(k)
         self._steps, self._ranks = self._base._steps, self._base._ranks
 
-    def _step(self) -> None:
-        self._base._step()
+    def _ranks_of(self, rows: Tensor, others: Tensor) -> NDArray[np.int64]:
+        old = (rows < len(self._base)) & (others < len(self._base))  # the others meet all rows anyway
+        return self._base._ranks_of(rows[old], others[old])
+
+    def _step(self, stop: int) -> None:
+        self._base._step(stop)
         self._steps, self._ranks = self._base._steps, self._base._ranks
 
     def _probe(self, start: int, stop: int, report: Callable[[float], object]) -> None:

@@ -31,7 +31,7 @@ def _rows(m: int = M, d: int = 48) -> Tensor:
 def _small() -> None:
     """In each process: approximate graphs of pools that are too small for them to pay, and not exact."""
     approximate._LEAST_ROWS = 50
-    approximate._cells = lambda rows: 1
+    approximate._cells = lambda ranks, recall: 1
 
 
 @pytest.fixture(autouse=True)

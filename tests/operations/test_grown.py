@@ -52,7 +52,7 @@ def test_what_is_exact_is_that_of_a_new_index(backend: str) -> None:
 
 def test_an_approximate_graph_goes_on_and_measures_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(approximate, "_LEAST_ROWS", 50)
-    monkeypatch.setattr(approximate, "_cells", lambda rows: 1)
+    monkeypatch.setattr(approximate, "_cells", lambda *_: 1)
     x = _rows(4000)
     base = Neighbours(x[:3600], recall=0.9)
     base.graph(10)
