@@ -15,6 +15,7 @@ from dm2_fast.operations import cpp
 from dm2_fast.operations.arguments import number, whole
 from dm2_fast.operations.audit import LOOKS, Audit, lower_bound, misses_to_aim_at, recall_of
 from dm2_fast.operations.knn import check_k
+from dm2_fast.operations.memory import trim
 from dm2_fast.progress import tqdm, write
 
 _LEAST_ROWS = 50_000  # below, the exact search costs no more
@@ -22,8 +23,8 @@ _MOST_NEIGHBOURS = 50  # above, lists and joins cost more than the exact search
 _SAMPLE = 500  # rows whose exact neighbours are looked up to measure a graph
 _PILOT = 250  # others, whose neighbours say how many cells each row should meet
 _HOPELESS = 5.0  # times the misses that are allowed: more than later steps make good
-_MORE = 1.5  # times the cells at each later step
-_JOINED = 2.8  # neighbours of neighbours leave one in so many of the misses
+_MORE = 1.3  # times the cells at each later step
+_JOINED = 2.4  # neighbours of neighbours leave at most one in so many of the misses, nearly always
 
 
 def _cells(ranks: NDArray[np.int64], recall: float) -> int:
@@ -183,6 +184,7 @@ class AuditedGraph(ABC):
                 self._join(report)
         self._ranks = stop
         self._steps += 1
+        trim()
 
     @contextmanager
     def _bar(self, name: str) -> Iterator[Callable[[float], object]]:
