@@ -80,7 +80,7 @@ public:
         for (std::ptrdiff_t p = 0; p < n; p += kCell) first.push_back(p);
         first.push_back(n);
         for (int move = 0; move < kMoves; ++move) {
-            find_centres(codes, order, num_threads);
+            find_centres(side, order, num_threads);
             move_rows(codes, order, num_threads, report);
         }
         std::vector<std::ptrdiff_t> cut;
@@ -88,21 +88,28 @@ public:
             for (std::ptrdiff_t p = first[cell]; p < first[cell + 1]; p += 2 * kCell) cut.push_back(p);
         cut.push_back(n);
         first.swap(cut);
-        find_centres(codes, order, num_threads);
+        find_centres(side, order, num_threads);
         side.reorder(order);
     }
 
-    // The cells around one, the nearest centres first, itself before all.
+    // The cells around one, the nearest centres first, itself before all. Where there are many, only those with the
+    // nearest 32-byte centres are looked at, some times as many.
     std::vector<std::uint32_t> around(std::ptrdiff_t cell, std::ptrdiff_t most) const {
-        std::vector<std::uint32_t> all(static_cast<std::size_t>(size()));
-        std::vector<std::int32_t> sads(all.size());
+        const std::ptrdiff_t groups = (size() + kGroup - 1) / kGroup;
+        std::vector<std::int16_t> near(static_cast<std::size_t>(groups * kGroup));
+        std::uint8_t code[kCode];
+        get_code(near_.data(), cell, code);
+        scanner(Isa::automatic)->near(code, near_.data(), groups, near.data());
+        std::vector<std::int32_t> sads(near.begin(), near.begin() + size());
         std::vector<std::uint64_t> keys;
-        for (std::ptrdiff_t c = 0; c < size(); ++c) all[c] = static_cast<std::uint32_t>(c);
-        sads_to(&centres[cell * bytes_], centres.data(), bytes_, all.data(), size(), sads.data());
-        for (std::int32_t& sad : sads) ++sad;
-        sads[cell] = 0;
-        least(keys, sads.data(), size(), most);
-        all.assign(keys.begin(), keys.end());  // the lower half
+        least(keys, sads.data(), size(), kLookedAt * most);
+        std::vector<std::uint32_t> some(keys.begin(), keys.end()), all;  // the lower halves
+        std::sort(some.begin(), some.end());
+        sads_to(&centres[cell * bytes_], centres.data(), bytes_, some.data(), static_cast<std::ptrdiff_t>(some.size()),
+                sads.data());
+        for (std::size_t c = 0; c < some.size(); ++c) sads[c] = static_cast<std::ptrdiff_t>(some[c]) == cell ? 0 : sads[c] + 1;
+        least(keys, sads.data(), static_cast<std::ptrdiff_t>(some.size()), most);
+        for (const std::uint64_t key : keys) all.push_back(some[static_cast<std::uint32_t>(key)]);
         return all;
     }
 
@@ -119,17 +126,27 @@ public:
 private:
     static constexpr int kMoves = 2;
     static constexpr std::ptrdiff_t kTo = 32;  // centres that a row may move to
+    static constexpr std::ptrdiff_t kLookedAt = 4;
 
-    void find_centres(const std::uint8_t* codes, const std::vector<std::ptrdiff_t>& order, int num_threads) {
+    template <class T>
+    void find_centres(const Side<T>& side, const std::vector<std::ptrdiff_t>& order, int num_threads) {
+        const std::uint8_t* codes = side.wide[0].data();
         centres.assign(static_cast<std::size_t>(size() * bytes_), 0);
-        parallel_blocks(size(), 16, num_threads, [&](std::ptrdiff_t start, std::ptrdiff_t count) {
+        near_.assign(static_cast<std::size_t>((size() + kGroup - 1) / kGroup * kGroupBytes), 0);
+        parallel_blocks(size(), kGroup, num_threads, [&](std::ptrdiff_t start, std::ptrdiff_t count) {
+            std::vector<std::uint8_t> centre(static_cast<std::size_t>(bytes_ + kCode)), code(kCode);
             for (std::ptrdiff_t cell = start; cell < start + count; ++cell) {
                 const std::ptrdiff_t n = first[cell + 1] - first[cell];
-                std::vector<std::int32_t> sums(static_cast<std::size_t>(bytes_), 0);
-                for (std::ptrdiff_t p = first[cell]; p < first[cell + 1]; ++p)
+                std::vector<std::int32_t> sums(centre.size(), 0);
+                for (std::ptrdiff_t p = first[cell]; p < first[cell + 1]; ++p) {
+                    get_code(side.near.data(), order[p], code.data());
                     for (std::ptrdiff_t t = 0; t < bytes_; ++t) sums[t] += codes[order[p] * bytes_ + t];
-                for (std::ptrdiff_t t = 0; t < bytes_ && n > 0; ++t)
-                    centres[cell * bytes_ + t] = static_cast<std::uint8_t>((sums[t] + n / 2) / n);
+                    for (std::ptrdiff_t t = 0; t < kCode; ++t) sums[bytes_ + t] += code[t];
+                }
+                for (std::size_t t = 0; t < sums.size(); ++t)
+                    centre[t] = static_cast<std::uint8_t>(n > 0 ? (sums[t] + n / 2) / n : 0);
+                std::copy_n(centre.begin(), bytes_, centres.begin() + cell * bytes_);
+                put_code(near_.data(), cell, &centre[bytes_]);
             }
         });
     }
@@ -160,6 +177,7 @@ private:
         order.swap(moved);
     }
 
+    std::vector<std::uint8_t> near_;  // the mean 32-byte code of each, in groups
     std::ptrdiff_t bytes_;
 };
 
