@@ -1,6 +1,5 @@
 """`dm2_fast.select` over the processes of a torch.distributed group: the choice is that of one process."""
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from dm2_fast.distributed.finished import Finished
 from dm2_fast.distributed.group import Group
 from dm2_fast.distributed.offline import Merged, Shard, Waiting
 from dm2_fast.distributed.part import Part, bounds
+from dm2_fast.distributed.shared_pool import read_together
 from dm2_fast.model.dataset_pool import DatasetPool
 from dm2_fast.model.functions import as_module
 from dm2_fast.model.passes import ForwardPass
@@ -48,11 +48,12 @@ def select(
     choice of one process: where they compute on like machines, bit for bit.
 
     Args:
-        pool: As in `dm2_fast.select`, but for Datasets: all of the pool, a file that each process maps, say. A process
-            reads its part and the neighbours that its samples are mixed with.
+        pool: As in `dm2_fast.select`: all of the pool, a file that each process maps, say. A process reads its part and
+            the neighbours that its samples are mixed with. Of a Dataset, each process reads a part of the samples into
+            a temporary file that all of them map.
         group: A torch.distributed group; None for all processes.
-        running: normalize, head, batch_size, backend, num_threads, prepare, autocast, multilabel, these_are_logits, as
-            in `dm2_fast.select`; so are all other arguments.
+        running: normalize, head, batch_size, backend, num_threads, prepare, autocast, multilabel, these_are_logits,
+            entries, num_workers, as in `dm2_fast.select`; so are all other arguments.
 
     Returns:
         As `dm2_fast.select`, in every process; neighbours, distances and mixture in that of rank 0 only.
@@ -63,11 +64,14 @@ def select(
     """
     processes = Group(group)
 
+    reading: dict[str, Any] = {name: running.pop(name) for name in ("entries", "num_workers") if name in running}
+    reading["progress"] = progress and processes.rank == 0
+    samples = processes.agree(lambda: open_pool(pool, "pool", **reading))
+    if isinstance(samples, DatasetPool):
+        read_together(samples, processes)
+
     def asked() -> Round:
-        samples = open_pool(pool, "pool")
-        if isinstance(samples, DatasetPool):
-            raise TypeError("pool is a Dataset, which one process reads: pass an array, of a file that is mapped, say")
-        others = None if labelled is None else open_pool(labelled, "labelled")
+        others = None if labelled is None else open_pool(labelled, "labelled", **reading)
         forward = ForwardPass(as_module(model), samples, progress=progress, **running)
         names = check_names(ids, len(forward.inputs))
         return Round(forward, seed, round, row_ids, others, labels, names=names, ties=ties)
@@ -93,7 +97,7 @@ def select_in_parts(
         raise ValueError("memory is for one process: leave it out, since each process takes its part of the rows")
     group.agree(lambda: refuse(strategy, options))
     forward = replace(whole.forward, progress=whole.forward.progress and group.rank == 0)
-    unit = max(group.gather_objects(group.agree(lambda: together(forward))))
+    unit = max(group.gather_objects(group.agree(lambda: forward.unit)))
     edges = bounds(len(forward.inputs), group.size, unit)
     first, last = edges[group.rank : group.rank + 2]
     kept = None if finished is None else Finished(finished, group.rank, group.size, first, last)
@@ -104,23 +108,13 @@ def select_in_parts(
 
 def refuse(strategy: Strategy, options: Any) -> None:
     """Raise unless the strategy can run in several processes, with these options."""
-    recall = getattr(strategy.checked(options), "recall", None)
-    if recall is not None:
-        raise ValueError(
-            f"{strategy.name} with recall={recall} looks at all of the pool at once and needs one process: "
-            "leave recall out, or use one process"
-        )
+    strategy.checked(options)
     if not strategy.in_parts:
         able = [name for name in strategies.names() if strategies.get(name).in_parts]
         raise ValueError(
             f"strategy {strategy.name} looks at all of the pool at once and needs one process; "
             f"in several run {', '.join(able)}"
         )
-
-
-def together(forward: ForwardPass) -> int:
-    """Rows that are not divided between processes, so that all batches are those of one process."""
-    return math.lcm(forward.batch_size, forward.prepared().rows or 1)
 
 
 def part_of(whole: Round, forward: ForwardPass, share: Any, first: int, last: int) -> Round:
@@ -191,6 +185,6 @@ def merge_shards(
 
 
 def _divided(whole: Round, parts: int, folder: Path) -> tuple[ForwardPass, list[Finished], list[int]]:
-    edges = bounds(len(whole.forward.inputs), parts, together(whole.forward))
+    edges = bounds(len(whole.forward.inputs), parts, whole.forward.unit)
     every = [Finished(folder, i, parts, edges[i], edges[i + 1]) for i in range(parts)]
     return whole.forward, every, edges

@@ -1,7 +1,8 @@
 """Forward passes over a pool: features and logits (Eq. 3), and the uncertainty of mixed samples (Eqs. 8-10)."""
 
+import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -17,6 +18,7 @@ from dm2_fast.model.dataset_pool import DatasetPool
 from dm2_fast.model.from_arrays import NoModel
 from dm2_fast.model.functions import FunctionModel
 from dm2_fast.model.head import check_model, evaluating, find_head, model_device, model_dtype
+from dm2_fast.model.kept_features import KeptFeatures, Outputs
 from dm2_fast.model.limits import first_line, out_of_memory
 from dm2_fast.model.outputs import check_finite, outputs
 from dm2_fast.model.pools import Pool, read, unmixable
@@ -132,6 +134,10 @@ class ForwardPass:
         own = self._inputs_as_features()
         if own is not None:
             return own, self.logits()
+        if self.memory is not None and len(self) > 0 and model_device(self.model).type == "cpu":
+            kept = KeptFeatures(len(self))
+            parts = self._run("features", None, features=True, each=kept.take)
+            return kept.features, self._logits_of(parts)
         parts = self._run("features", None, features=True)
         return torch.cat([features for features, _ in parts]), self._logits_of(parts)
 
@@ -219,6 +225,11 @@ class ForwardPass:
         return self._shared.prepared_model(self.model, self.head, few, self.batch_size, self._autocast())
 
     @property
+    def unit(self) -> int:
+        """Rows that are not divided between processes, so that all batches are those of one process."""
+        return math.lcm(self.batch_size, self.prepared().rows or 1)
+
+    @property
     def _least_classes(self) -> int:
         """The fewest logits that a sample may have."""
         return 2 if self.multilabel is None else 1
@@ -244,9 +255,11 @@ class ForwardPass:
         return self.autocast
 
     def _run(
-        self, name: str, recipe: Recipe | None, features: bool = False, rows: Tensor | None = None
-    ) -> list[tuple[Tensor, Tensor]]:
-        """(features, logits) of the plain or mixed pool, or of some rows, in parts; no features are logits instead."""
+        self, name: str, recipe: Recipe | None, features: bool = False, rows: Tensor | None = None,
+        each: Callable[[Outputs], Outputs] = list,
+    ) -> Outputs:  # fmt: skip
+        """(features, logits) of the plain or mixed pool, or of some rows, in parts; no features are logits instead.
+        each: What is kept of each part, in order."""
         rows = self.rows if rows is None else rows
         if rows is not None and len(rows) == 0:  # the shapes of what there is nothing of
             one = None if recipe is None else Recipe(rows.new_zeros(1, 0), None, torch.ones(1))
@@ -267,7 +280,7 @@ class ForwardPass:
                 stack.enter_context(torch.autocast(device.type, autocast))
             return stack
 
-        def run(start: int) -> list[tuple[Tensor, Tensor]]:
+        def run(start: int) -> Outputs:
             nonlocal limit, shortage
             parts, end = [], min(start + size, m)
             with contexts():
@@ -292,10 +305,10 @@ class ForwardPass:
         if engine.threads:  # a copy, so that no call waits for another, and no operator for another thread
             workers = self.num_threads or threads.threads_of_torch()
             with closing(threads.each(run, starts, workers)) as found:
-                parts = list(self._bar(found, name, len(starts)))
+                parts = [each(some) for some in self._bar(found, name, len(starts))]
         else:
             with evaluating(self.model):
-                parts = list(self._bar(map(run, starts), name, len(starts)))
+                parts = [each(some) for some in self._bar(map(run, starts), name, len(starts))]
         if limit < size:
             warnings.warn(
                 f"not enough memory for {size} rows at a time, now {limit}: {shortage}",
