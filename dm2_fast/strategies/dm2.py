@@ -102,7 +102,8 @@ def choose(round: Round, budget: int, options: DM2Config) -> Picked:
         if k and options.recall is None:
             _tell_of_recall(features, m)
             searching = {"progress": forward.progress, **forward.compute}
-            searching |= {} if forward.memory is None else {"memory": forward.memory}
+            if forward.memory is not None and features.device.type == "cpu":
+                searching["memory"] = forward.memory
             distances, neighbours = round.share.once(
                 "neighbours",
                 (k, options.metric),
