@@ -96,9 +96,9 @@ def select(
         entries: Which entries of the Dataset's tuples or dicts are inputs of the model, as ("input_ids",
             "attention_mask") or (0, 1); None for the first alone.
         memory: Bytes, or a text such as "4GB", that exact neighbours may take beside samples and features that are in
-            memory already, as in `dm2_fast.knn`; of a GPU, features and all; None for no limit. And that a Dataset's samples may take, None for
-            2 GiB; if there are more, they are kept in a temporary file, which is gone when it is no longer used,
-            whatever happens.
+            memory already, as in `dm2_fast.knn`, and on a GPU with the features; None for no limit. And that a
+            Dataset's samples may take, None for 2 GiB; if there are more, they are kept in a temporary file, which is
+            gone when it is no longer used, whatever happens.
         multilabel: "mean" or "max" over the labels, for a model whose outputs are labels of their own, with sigmoids.
         these_are_logits: Outputs that look like probabilities are logits nevertheless.
         companions: Other models that were trained for the same labels, for strategies that ask several.
