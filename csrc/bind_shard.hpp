@@ -2,6 +2,7 @@
 #pragma once
 
 #include "bind.hpp"
+#include "index.hpp"
 
 namespace dm2 {
 namespace bind {
@@ -19,8 +20,8 @@ struct Frame {
 
     // For rows like those of a sample, (n, d), of which the first few have these k-th best distances.
     template <class T>
-    static Frame of(const Array<float>& sample, const Array<T>& distances, double w1, double w2, int num_threads,
-                    const std::string& isa) {
+    static Frame of(const Array<float>& sample, const Array<T>& distances, double w1, double w2, bool graph,
+                    int num_threads, const std::string& isa) {
         require(sample.ndim() == 2 && sample.shape(1) > 0 && sample.shape(1) < std::numeric_limits<std::int32_t>::max(),
                 "sample must be 2-D, with at least one dimension and fewer than 2**31");
         const std::ptrdiff_t n = sample.shape(0), d = sample.shape(1), probes = distances.size();
@@ -37,6 +38,10 @@ struct Frame {
         std::vector<float> rows(sample.data(), sample.data() + sample.size());
         const py::gil_scoped_release release;
         const DefaultArithmetic arithmetic;
+        if (graph) {
+            Encoding encoding(std::move(rows), n, d, l1, scanner, num_threads);
+            return {std::move(encoding.folds), std::move(encoding.grids)};
+        }
         Sample sums(std::move(rows), n, d);
         Trial finest = best_clip(sums, 0, l1, true, scanner, num_threads);
         sums.fold(num_threads);
@@ -218,8 +223,8 @@ inline void define_frame(py::module_& module) {
 template <class T>
 void define_shard(py::module_& module, const char* name) {
     module.def("frame", &Frame::of<T>, py::arg("sample").noconvert(), py::arg("distances").noconvert(), py::arg("w1"),
-               py::arg("w2"), py::kw_only(), py::arg("num_threads"), py::arg("isa") = "auto",
-               "The encoding for rows like a sample, whose first rows have these k-th best distances.");
+               py::arg("w2"), py::kw_only(), py::arg("graph") = false, py::arg("num_threads"), py::arg("isa") = "auto",
+               "The encoding, of exact search or a graph, for rows like a sample, whose first rows have these k-th best distances.");
     py::class_<Shard<T>, std::shared_ptr<Shard<T>>>(module, name, "Some of the rows, prepared on a frame.")
         .def(py::init<const py::array&, const Array<T>&, const Array<std::int64_t>&, std::shared_ptr<Frame>,
                       const py::object&, int>(),

@@ -215,6 +215,8 @@ PYBIND11_MODULE(_C, module) {
     define_index<float>(module, "Float");
     define_index<double>(module, "Double");
     define_frame(module);
+    module.def("graph_sample", &graph_sample, py::arg("n"), py::arg("d"),
+               "Rows that the frame of a graph is made from, how many are probes, and which neighbour of theirs is asked.");
     define_shard<float>(module, "ShardFloat");
     define_shard<double>(module, "ShardDouble");
     define_mix<std::uint8_t, float>(module);

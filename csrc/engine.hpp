@@ -18,6 +18,26 @@ struct Stage {
     std::int64_t pairs;
 };
 
+// Call write(encoder, row) for each row, whose sums the encoder holds.
+template <class T, class Report, class Write>
+void encode_rows(const Rows<T>& rows, const std::vector<Fold>& folds, int num_threads, const Report& report,
+                 const Write& write) {
+    constexpr std::ptrdiff_t kTogether = 16;  // rows read at once: a cache line, where columns are dense
+    parallel_blocks(
+        rows.n, 256, num_threads,
+        [&](std::ptrdiff_t first, std::ptrdiff_t n) {
+            Encoder encoder(folds, rows.d);
+            const std::ptrdiff_t width = padded(rows.d);
+            std::vector<T> x(static_cast<std::size_t>(kTogether * width));
+            for (std::ptrdiff_t r = 0; r < n; ++r) {
+                if (r % kTogether == 0) rows.read(first + r, std::min(kTogether, n - r), x.data());
+                encoder.read(&x[r % kTogether * width], rows.d);
+                write(encoder, first + r);
+            }
+        },
+        report);
+}
+
 // Rows in an order of their own, with their codes. A place is a position in that order; kBlock places are a block.
 template <class T>
 struct Side {
@@ -43,7 +63,7 @@ struct Side {
         : rows(rows_), errors(grids.size(), std::vector<float>(static_cast<std::size_t>(rows_.n))) {
         std::vector<std::uint8_t> codes(static_cast<std::size_t>(rows.n * kCode));
         std::vector<float> error(static_cast<std::size_t>(rows.n));
-        encode(folds, num_threads, report, [&](Encoder& encoder, std::ptrdiff_t row) {
+        encode_rows(rows, folds, num_threads, report, [&](Encoder& encoder, std::ptrdiff_t row) {
             error[row] = encoder.write(grids[0], &codes[row * kCode]);
         });
         order = tree_order(codes.data(), rows.n, num_threads, report);
@@ -61,10 +81,24 @@ struct Side {
         for (std::size_t w = 1; w < grids.size(); ++w)
             wide.emplace_back(static_cast<std::size_t>(rows.n * grids[w].bytes));
         if (wide.empty()) return;
-        encode(folds, num_threads, report, [&](Encoder& encoder, std::ptrdiff_t row) {
+        encode_rows(rows, folds, num_threads, report, [&](Encoder& encoder, std::ptrdiff_t row) {
             for (std::size_t w = 1; w < grids.size(); ++w)
                 errors[w][place[row]] = encoder.write(grids[w], &wide[w - 1][place[row] * grids[w].bytes]);
         });
+    }
+
+    // Of rows that are elsewhere, from their codes, without errors.
+    template <class Report>
+    Side(const Rows<T>& rows_, const std::uint8_t* codes, const std::uint8_t* longer, std::ptrdiff_t bytes, int num_threads,
+         const Report& report)
+        : rows(rows_), order(tree_order(codes, rows_.n, num_threads, report)),
+          near(static_cast<std::size_t>((rows_.n + kGroup - 1) / kGroup * kGroupBytes), 0) {
+        wide.emplace_back(static_cast<std::size_t>(rows.n * bytes));
+        for (std::ptrdiff_t p = 0; p < rows.n; ++p) {
+            put_code(near.data(), p, codes + order[p] * kCode);
+            std::copy_n(longer + order[p] * bytes, bytes, &wide[0][p * bytes]);
+        }
+        find_centres();
     }
 
     // All that is not found anew in a moment, as bytes.
@@ -136,25 +170,6 @@ private:
             }
             for (const std::int64_t s : sum) centres.push_back(static_cast<std::uint8_t>(s / count(block)));
         }
-    }
-
-    static constexpr std::ptrdiff_t kTogether = 16;  // rows read at once: a cache line, where columns are dense
-
-    template <class Report, class Write>
-    void encode(const std::vector<Fold>& folds, int num_threads, const Report& report, const Write& write) {
-        parallel_blocks(
-            rows.n, 256, num_threads,
-            [&](std::ptrdiff_t first, std::ptrdiff_t n) {
-                Encoder encoder(folds, rows.d);
-                const std::ptrdiff_t width = padded(rows.d);
-                std::vector<T> x(static_cast<std::size_t>(kTogether * width));
-                for (std::ptrdiff_t r = 0; r < n; ++r) {
-                    if (r % kTogether == 0) rows.read(first + r, std::min(kTogether, n - r), x.data());
-                    encoder.read(&x[r % kTogether * width], rows.d);
-                    write(encoder, first + r);
-                }
-            },
-            report);
     }
 };
 

@@ -5,19 +5,49 @@
 
 namespace dm2 {
 
-// The lists are the K least (SAD, place) of all pairs that were met, and which pairs are met does not depend on threads:
-// each step adds pairs that follow from the codes and from the lists as they were before it.
+// The k nearest by (distance, id) of some rows to one of them; what is missing is empty. found: scratch.
+template <class T, class RowOf>
+void nearest_of(const Rows<T>& rows, std::ptrdiff_t own, std::ptrdiff_t count, const RowOf& row_of, const std::int64_t* ids,
+                T w1, T w2, std::ptrdiff_t k, T* x, T* other, std::vector<std::pair<T, std::int64_t>>& found) {
+    rows.read(own, 1, x);
+    found.clear();
+    for (std::ptrdiff_t r = 0; r < count; ++r) {
+        const std::ptrdiff_t row = row_of(r);
+        T d;
+        if (rows.in_place()) {
+            d = distance(x, rows.row(row), rows.scale[row], rows.d, w1, w2);
+        } else {
+            rows.read(row, 1, other);
+            d = distance(x, other, T(1), rows.d, w1, w2);
+        }
+        found.emplace_back(d, ids[row]);
+    }
+    std::sort(found.begin(), found.end());
+    found.resize(static_cast<std::size_t>(k), {std::numeric_limits<T>::infinity(), std::numeric_limits<std::int64_t>::max()});
+}
+
+// What the rows of one part of a graph have to tell those of others: a list entry, and the place of the list.
+struct Offers {
+    std::vector<std::uint64_t> entries;
+    std::vector<std::int64_t> places;
+};
+
+// The lists are the K least (SAD, place) of all pairs that were met, and which pairs are met depends on no thread: each
+// step adds pairs that follow from the codes and from the lists as they were before it. A graph may have the lists of the
+// places [first, last) only; then `frozen` and `Offers` are what its parts exchange.
 template <class T>
 class Graph {
 public:
-    // ids: a row with a negative one has left. slots: K.
-    Graph(const Index<T>& index, const std::int64_t* ids, std::ptrdiff_t slots)
-        : index_(index), ids_(ids), slots_(slots), lists_(static_cast<std::size_t>(index.rows.n * slots), kEmpty) {}
+    // ids: a row with a negative one has left. slots: K. first, last: whole cells.
+    Graph(const Index<T>& index, const std::int64_t* ids, std::ptrdiff_t slots, std::ptrdiff_t first, std::ptrdiff_t last)
+        : index_(index), ids_(ids), slots_(slots), first_(first), last_(last),
+          lists_(static_cast<std::size_t>((last - first) * slots), kEmpty) {}
 
     // The same lists without the rows that have left since.
     Graph(const Graph& other, const std::int64_t* ids)
-        : index_(other.index_), ids_(ids), slots_(other.slots_), lists_(other.lists_) {
-        for (std::ptrdiff_t p = 0; p < index_.rows.n; ++p) {
+        : index_(other.index_), ids_(ids), slots_(other.slots_), first_(other.first_), last_(other.last_),
+          lists_(other.lists_) {
+        for (std::ptrdiff_t p = first_; p < last_; ++p) {
             std::uint64_t* list = list_of(p);
             const bool left = gone(p);
             std::uint64_t* end = std::remove_if(list, list + slots_, [&](std::uint64_t entry) {
@@ -27,38 +57,95 @@ public:
         }
     }
 
+    std::ptrdiff_t first() const { return first_; }
+    std::ptrdiff_t last() const { return last_; }
+    std::ptrdiff_t slots() const { return slots_; }
+
     // Each row meets the rows of its nearest cells: from the one of rank `from` to that before `to`.
     template <class Report>
-    void probe(std::ptrdiff_t from, std::ptrdiff_t to, int num_threads, const Report& report) {
+    Offers probe(std::ptrdiff_t from, std::ptrdiff_t to, int num_threads, const Report& report) {
         const double ratio = near_ratio();
+        const std::vector<std::ptrdiff_t>& cells = index_.cells->first;
+        const std::ptrdiff_t cell = std::lower_bound(cells.begin(), cells.end(), first_) - cells.begin();
+        const std::ptrdiff_t end = std::lower_bound(cells.begin(), cells.end(), last_) - cells.begin();
         parallel_blocks(
-            index_.cells->size(), 1, num_threads,
-            [&](std::ptrdiff_t cell, std::ptrdiff_t) { probe_cell(cell, from, to, ratio); }, report);
-        reverse(num_threads);
+            end - cell, 1, num_threads,
+            [&](std::ptrdiff_t c, std::ptrdiff_t) { probe_cell(cell + c, from, to, ratio); }, report);
+        return reverse(num_threads);
     }
 
-    // Each row meets the neighbours of its neighbours, where one of the two steps is new since the last join.
-    template <class Report>
-    void join(int num_threads, const Report& report) {
-        const std::ptrdiff_t n = index_.rows.n;
-        std::vector<std::uint32_t> frozen(lists_.size());
+    // The lists as `join` reads them, to out (last - first, slots), which no join has seen until now.
+    void freeze(std::uint32_t* out) {
         for (std::size_t e = 0; e < lists_.size(); ++e) {
-            frozen[e] = static_cast<std::uint32_t>(lists_[e]);
+            out[e] = static_cast<std::uint32_t>(lists_[e]);
             lists_[e] |= kOld;
         }
+    }
+    // Whether what comes from elsewhere names rows that there are.
+    bool is_frozen(std::uint32_t entry) const { return entry == kNobody || (entry >> 1) < index_.rows.n; }
+    bool is_offer(std::uint64_t entry) const { return sad_of(entry) >= 0 && place_of(entry) < index_.rows.n; }
+
+    // Each row meets the neighbours of its neighbours, where one of the two steps is new since the last join.
+    // frozen: the lists of all rows.
+    template <class Report>
+    void join(const std::uint32_t* frozen, int num_threads, const Report& report) {
+        const std::ptrdiff_t n = last_;
         parallel_blocks(
-            n, 256, num_threads,
-            [&](std::ptrdiff_t first, std::ptrdiff_t count) {
+            last_ - first_, 256, num_threads,
+            [&](std::ptrdiff_t start, std::ptrdiff_t count) {
                 std::vector<std::uint32_t> met;
                 std::vector<std::int32_t> sads;
-                for (std::ptrdiff_t p = first; p < first + count; ++p) {
+                for (std::ptrdiff_t p = first_ + start; p < first_ + start + count; ++p) {
                     for (std::ptrdiff_t r = 0; p + 1 < n && r < slots_ && frozen[(p + 1) * slots_ + r] != kNobody; ++r)
                         __builtin_prefetch(&frozen[static_cast<std::ptrdiff_t>(frozen[(p + 1) * slots_ + r] >> 1) * slots_]);
                     if (!gone(p)) join_row(p, frozen, met, sads);
                 }
             },
             report);
-        reverse(num_threads);
+    }
+
+    // Each row meets those that hold it, as the lists are now; whoever is elsewhere is told by what is returned.
+    Offers reverse(int num_threads) {
+        constexpr std::ptrdiff_t kLocked = 64;
+        const std::ptrdiff_t n = last_ - first_;
+        std::vector<std::mutex> locks(static_cast<std::size_t>((n + kLocked - 1) / kLocked));
+        const std::vector<std::uint64_t> held = lists_;  // a row offers what others push from its list meanwhile
+        std::mutex lock_of_offers;
+        Offers offers;
+        parallel_blocks(n, kLocked, num_threads, [&](std::ptrdiff_t start, std::ptrdiff_t count) {
+            Offers away;
+            for (std::ptrdiff_t i = start; i < start + count; ++i)
+                for (std::ptrdiff_t r = 0; r < slots_ && held[i * slots_ + r] != kEmpty; ++r) {
+                    const std::uint64_t entry = held[i * slots_ + r];
+                    if (entry & kOld) continue;  // was reversed when it was new
+                    const std::ptrdiff_t q = place_of(entry);
+                    const std::uint64_t offer = entry_of(sad_of(entry), first_ + i);
+                    if (q < first_ || q >= last_) {
+                        away.places.push_back(q);
+                        away.entries.push_back(offer);
+                        continue;
+                    }
+                    const std::lock_guard<std::mutex> lock(locks[(q - first_) / kLocked]);
+                    insert(list_of(q), offer);
+                }
+            if (away.places.empty()) return;
+            const std::lock_guard<std::mutex> lock(lock_of_offers);
+            offers.places.insert(offers.places.end(), away.places.begin(), away.places.end());
+            offers.entries.insert(offers.entries.end(), away.entries.begin(), away.entries.end());
+        });
+        return offers;
+    }
+
+    // Take what other parts offer; the places are of this one.
+    void take(const std::int64_t* places, const std::uint64_t* entries, std::ptrdiff_t n) {
+        for (std::ptrdiff_t i = 0; i < n; ++i)
+            if (entries[i] < list_of(places[i])[slots_ - 1]) insert(list_of(places[i]), entries[i]);
+    }
+
+    // The rows in the lists at a place, to out (slots); -1 for none.
+    void candidates(std::ptrdiff_t p, std::int64_t* out) const {
+        for (std::ptrdiff_t r = 0; r < slots_; ++r)
+            out[r] = list_of(p)[r] == kEmpty ? -1 : index_.side->order[place_of(list_of(p)[r])];
     }
 
     // The k nearest by (distance, id) of the lists of some rows, given by their places, to the lines `to` of the result;
@@ -74,9 +161,12 @@ public:
                 std::vector<std::pair<T, std::int64_t>> found;
                 for (std::ptrdiff_t i = first; i < first + count; ++i) {
                     if (i + 1 < first + count) prefetch(places[i + 1]);
-                    measure(places[i], x.data(), other.data(), found);
-                    found.resize(static_cast<std::size_t>(k), {std::numeric_limits<T>::infinity(),
-                                                               std::numeric_limits<std::int64_t>::max()});
+                    const std::uint64_t* list = list_of(places[i]);
+                    const std::vector<std::ptrdiff_t>& order = index_.side->order;
+                    const std::ptrdiff_t held = std::find(list, list + slots_, kEmpty) - list;
+                    nearest_of(
+                        index_.rows, order[places[i]], held, [&](std::ptrdiff_t r) { return order[place_of(list[r])]; },
+                        ids_, index_.w1, index_.w2, k, x.data(), other.data(), found);
                     for (std::ptrdiff_t r = 0; r < k; ++r)
                         std::tie(distances[to[i] * k + r], ids[to[i] * k + r]) = found[r];
                 }
@@ -94,8 +184,8 @@ private:
     static std::ptrdiff_t place_of(std::uint64_t entry) { return static_cast<std::uint32_t>(entry) >> 1; }
     static std::int32_t sad_of(std::uint64_t entry) { return static_cast<std::int32_t>(entry >> 32); }
 
-    std::uint64_t* list_of(std::ptrdiff_t place) { return &lists_[place * slots_]; }
-    const std::uint64_t* list_of(std::ptrdiff_t place) const { return &lists_[place * slots_]; }
+    std::uint64_t* list_of(std::ptrdiff_t place) { return &lists_[(place - first_) * slots_]; }
+    const std::uint64_t* list_of(std::ptrdiff_t place) const { return &lists_[(place - first_) * slots_]; }
     std::int64_t id_of(std::ptrdiff_t place) const { return ids_[index_.side->order[place]]; }
     bool gone(std::ptrdiff_t place) const { return id_of(place) < 0; }
 
@@ -197,7 +287,7 @@ private:
     }
 
     // A row that is met twice is in the list already, or too far both times.
-    void join_row(std::ptrdiff_t p, const std::vector<std::uint32_t>& frozen, std::vector<std::uint32_t>& met,
+    void join_row(std::ptrdiff_t p, const std::uint32_t* frozen, std::vector<std::uint32_t>& met,
                   std::vector<std::int32_t>& sads) {
         const std::ptrdiff_t bytes = index_.bytes();
         const std::uint32_t* own = &frozen[p * slots_];
@@ -217,49 +307,9 @@ private:
         for (std::size_t c = 0; c < met.size(); ++c) meet(p, list_of(p), sads[c], met[c]);
     }
 
-    // Each row meets those that hold it. Rows take turns, and offer what their lists held when theirs came: what they lose
-    // to others meanwhile depends on threads. Whatever the order, the lists end as the K least of the same pairs.
-    void reverse(int num_threads) {
-        constexpr std::ptrdiff_t kLocked = 64, kTurn = 1 << 16;
-        std::vector<std::mutex> locks(static_cast<std::size_t>((index_.rows.n + kLocked - 1) / kLocked));
-        std::vector<std::uint64_t> held;
-        for (std::ptrdiff_t start = 0; start < index_.rows.n; start += kTurn) {
-            const std::ptrdiff_t rows = std::min(kTurn, index_.rows.n - start);
-            held.assign(list_of(start), list_of(start) + rows * slots_);
-            parallel_blocks(rows, kLocked, num_threads, [&](std::ptrdiff_t first, std::ptrdiff_t count) {
-                for (std::ptrdiff_t p = first; p < first + count; ++p)
-                    for (std::ptrdiff_t r = 0; r < slots_ && held[p * slots_ + r] != kEmpty; ++r) {
-                        const std::uint64_t entry = held[p * slots_ + r];
-                        if (entry & kOld) continue;  // was reversed when it was new
-                        const std::ptrdiff_t q = place_of(entry);
-                        const std::lock_guard<std::mutex> lock(locks[q / kLocked]);
-                        insert(list_of(q), entry_of(sad_of(entry), start + p));
-                    }
-            });
-        }
-    }
-
     void prefetch(std::ptrdiff_t p) const {
         for (std::ptrdiff_t r = 0; r < slots_ && list_of(p)[r] != kEmpty; ++r)
             index_.rows.prefetch(index_.side->order[place_of(list_of(p)[r])]);
-    }
-
-    void measure(std::ptrdiff_t p, T* x, T* other, std::vector<std::pair<T, std::int64_t>>& found) const {
-        const Rows<T>& rows = index_.rows;
-        rows.read(index_.side->order[p], 1, x);
-        found.clear();
-        for (std::ptrdiff_t r = 0; r < slots_ && list_of(p)[r] != kEmpty; ++r) {
-            const std::ptrdiff_t row = index_.side->order[place_of(list_of(p)[r])];
-            T d;
-            if (rows.in_place()) {
-                d = distance(x, rows.row(row), rows.scale[row], rows.d, index_.w1, index_.w2);
-            } else {
-                rows.read(row, 1, other);
-                d = distance(x, other, T(1), rows.d, index_.w1, index_.w2);
-            }
-            found.emplace_back(d, ids_[row]);
-        }
-        std::sort(found.begin(), found.end());
     }
 
     static constexpr std::ptrdiff_t kKept = 90;    // per cent of near pairs that the 32-byte codes are to keep
@@ -267,7 +317,7 @@ private:
 
     const Index<T>& index_;
     const std::int64_t* ids_;
-    const std::ptrdiff_t slots_;
+    const std::ptrdiff_t slots_, first_, last_;
     std::vector<std::uint64_t> lists_;  // by place, ascending
 };
 

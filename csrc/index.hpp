@@ -6,6 +6,32 @@
 
 namespace dm2 {
 
+// How the rows of a graph are encoded: all folds, and the grids of 32 bytes and of all dimensions.
+struct Encoding {
+    std::vector<Fold> folds;
+    std::vector<Grid> grids;
+
+    static constexpr std::ptrdiff_t kTypical = 10;  // the neighbour whose distance the grids are made for
+
+    // Rows of the sample that it is made from, of which the first few are probes.
+    static std::ptrdiff_t sampled(std::ptrdiff_t d) { return std::min<std::ptrdiff_t>(1000, (1 << 22) / d + 2 * kProbes); }
+    static std::ptrdiff_t probes(std::ptrdiff_t n) { return std::min<std::ptrdiff_t>(kProbes / 2, n); }
+    static std::ptrdiff_t typical(std::ptrdiff_t n) { return std::min(kTypical, std::max<std::ptrdiff_t>(1, n - 1)); }
+
+    // l1: what the distance of its neighbour allows each probe.
+    Encoding(std::vector<float> rows, std::ptrdiff_t n, std::ptrdiff_t d, const std::vector<double>& l1,
+             const Scanner& scanner, int num_threads) {
+        Sample sample(std::move(rows), n, d);
+        Trial finest = best_clip(sample, 0, l1, true, scanner, num_threads);
+        const Grid full = finest.grid;
+        sample.fold(num_threads);
+        const std::vector<std::ptrdiff_t> none_behind;
+        grids = choose_levels(sample, std::move(finest), l1, true, &none_behind, scanner, num_threads).grids;
+        grids.push_back(full);
+        folds = std::move(sample.folds);
+    }
+};
+
 template <class T>
 struct Index {
     Rows<T> rows;
@@ -26,7 +52,17 @@ struct Index {
         cells = std::make_unique<Cells>(*side, bytes(), num_threads, report);
     }
 
-    std::ptrdiff_t bytes() const { return grids[1].bytes; }
+    // Of codes alone, (n, 32) and (n, bytes), on all of an `Encoding`: nothing can be searched, but a graph can be made.
+    template <class Report>
+    Index(std::ptrdiff_t n, std::ptrdiff_t d, const std::uint8_t* near, const std::uint8_t* wide, std::ptrdiff_t bytes,
+          const Scanner& scanner_, int num_threads, const Report& report)
+        : rows{nullptr, n, d, d, nullptr}, w1(0), w2(0), scanner(scanner_), bound(Bound::of(d, T(0), T(0))),
+          bytes_(bytes) {
+        side = std::make_unique<Side<T>>(rows, near, wide, bytes, num_threads, report);
+        cells = std::make_unique<Cells>(*side, bytes, num_threads, report);
+    }
+
+    std::ptrdiff_t bytes() const { return bytes_; }
     const std::uint8_t* code(std::ptrdiff_t place) const { return &side->wide[0][place * bytes()]; }
 
     // Update the running best of some queries, which need not be rows, as `knn` does. A row with a negative id is left out.
@@ -41,24 +77,19 @@ struct Index {
     }
 
 private:
-    static constexpr std::ptrdiff_t kTypical = 10;  // the neighbour whose distance the grids are made for
+    std::ptrdiff_t bytes_ = 0;
 
     template <class Report>
     void prepare(const std::int64_t* ids, int num_threads, const Report& report) {
-        const std::ptrdiff_t n = std::min<std::ptrdiff_t>(1000, (1 << 22) / rows.d + 2 * kProbes);
-        const std::ptrdiff_t probes = std::min<std::ptrdiff_t>(kProbes / 2, rows.n);
-        const std::ptrdiff_t k = std::min(kTypical, std::max<std::ptrdiff_t>(1, rows.n - 1));
-        Probed<T> probed({rows, ids, rows, ids, w1, w2}, {0, k, nullptr, nullptr}, probes, n, num_threads, report);
+        const std::ptrdiff_t n = Encoding::sampled(rows.d);
+        Probed<T> probed({rows, ids, rows, ids, w1, w2}, {0, Encoding::typical(rows.n), nullptr, nullptr},
+                         Encoding::probes(rows.n), n, num_threads, report);
         std::vector<double> l1;
         for (const T distance : probed.distances) l1.push_back(bound.l1(distance));
-        Sample sample(std::move(probed.rows), n, rows.d);
-        Trial finest = best_clip(sample, 0, l1, true, scanner, num_threads);
-        const Grid full = finest.grid;
-        sample.fold(num_threads);
-        const std::vector<std::ptrdiff_t> none_behind;
-        grids = choose_levels(sample, std::move(finest), l1, true, &none_behind, scanner, num_threads).grids;
-        grids.push_back(full);
-        folds = std::move(sample.folds);
+        Encoding encoding(std::move(probed.rows), n, rows.d, l1, scanner, num_threads);
+        grids = std::move(encoding.grids);
+        folds = std::move(encoding.folds);
+        bytes_ = grids[1].bytes;
     }
 };
 

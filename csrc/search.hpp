@@ -43,6 +43,15 @@ struct Problem {
     bool symmetric() const { return queries == rows && query_ids == row_ids; }
 };
 
+// The numbers of the rows of a sample, each among n.
+class SampledRows {
+public:
+    std::ptrdiff_t next(std::ptrdiff_t n) { return static_cast<std::ptrdiff_t>(random_() % static_cast<std::uint64_t>(n)); }
+
+private:
+    std::mt19937_64 random_{0};
+};
+
 // A random sample of the rows behind `probes` random queries, and the k-th best distance of these.
 template <class T>
 struct Probed {
@@ -54,14 +63,14 @@ struct Probed {
     Probed(const Problem<T>& problem, const Running<T>& best, std::ptrdiff_t probes, std::ptrdiff_t n, int num_threads,
            const Report& report) {
         const std::ptrdiff_t d = problem.rows.d, width = padded(d), k = best.k;
-        std::mt19937_64 random(0);
+        SampledRows sampled;
         std::vector<T> x(static_cast<std::size_t>(probes * width)), other(static_cast<std::size_t>(width));
         std::vector<T> held(static_cast<std::size_t>(probes * k), std::numeric_limits<T>::infinity());
         std::vector<std::int64_t> ids(static_cast<std::size_t>(probes));
         std::vector<std::int64_t> held_ids(held.size(), std::numeric_limits<std::int64_t>::max());
         for (std::ptrdiff_t i = 0; i < n; ++i) {
             const Rows<T>& from = i < probes ? problem.queries : problem.rows;
-            const std::ptrdiff_t row = static_cast<std::ptrdiff_t>(random() % static_cast<std::uint64_t>(from.n));
+            const std::ptrdiff_t row = sampled.next(from.n);
             T* out = i < probes ? &x[i * width] : other.data();
             from.read(row, 1, out);
             rows.insert(rows.end(), out, out + d);

@@ -46,6 +46,7 @@ def survives(
 ) -> Array: ...
 
 class IndexFloat:
+    @overload
     def __init__(
         self,
         rows: Array,
@@ -57,6 +58,10 @@ class IndexFloat:
         num_threads: int,
         isa: str = "auto",
         report: Callable[[float], object] | None = None,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self, near: Array, wide: Array, d: int, *, num_threads: int, report: Callable[[float], object] | None = None
     ) -> None: ...
     def search(
         self,
@@ -71,18 +76,24 @@ class IndexFloat:
         report: Callable[[float], object] | None = None,
     ) -> None: ...
     def places(self) -> Array: ...
+    def cells(self) -> Array: ...
 
 class IndexDouble(IndexFloat): ...
 
 class GraphFloat:
     @overload
-    def __init__(self, index: IndexFloat, ids: Array, slots: int) -> None: ...
+    def __init__(self, index: IndexFloat, ids: Array, slots: int, first: int = 0, last: int = -1) -> None: ...
     @overload
     def __init__(self, graph: GraphFloat, ids: Array) -> None: ...
     def probe(
         self, start: int, stop: int, *, num_threads: int, report: Callable[[float], object] | None = None
-    ) -> None: ...
-    def join(self, *, num_threads: int, report: Callable[[float], object] | None = None) -> None: ...
+    ) -> tuple[Array, Array]: ...
+    def freeze(self) -> Array: ...
+    def join(
+        self, frozen: Array | None = None, *, num_threads: int, report: Callable[[float], object] | None = None
+    ) -> tuple[Array, Array]: ...
+    def take(self, places: Array, entries: Array) -> None: ...
+    def candidates(self, first: int, last: int) -> Array: ...
     def nearest(
         self,
         places: Array,
@@ -100,7 +111,31 @@ class Frame:
     def __getstate__(self) -> tuple[Any, ...]: ...
     def __setstate__(self, state: tuple[Any, ...]) -> None: ...
 
-def frame(sample: Array, distances: Array, w1: float, w2: float, *, num_threads: int, isa: str = "auto") -> Frame: ...
+def frame(
+    sample: Array,
+    distances: Array,
+    w1: float,
+    w2: float,
+    *,
+    graph: bool = False,
+    num_threads: int,
+    isa: str = "auto",
+) -> Frame: ...
+def graph_sample(n: int, d: int) -> tuple[Array, int, int]: ...
+def encode(rows: Array, scale: Array, frame: Frame, near: Array, wide: Array, *, num_threads: int) -> None: ...
+def nearest(
+    rows: Array,
+    scale: Array,
+    ids: Array,
+    own: Array,
+    candidates: Array,
+    w1: float,
+    w2: float,
+    distances: Array,
+    indices: Array,
+    *,
+    num_threads: int,
+) -> None: ...
 
 class ShardFloat:
     def __init__(

@@ -5,7 +5,10 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
+from dm2_fast.operations.approximate import AuditedGraph
+from dm2_fast.operations.graph_in_parts import graph_within
 from dm2_fast.operations.knn import Metric, knn
+from dm2_fast.operations.neighbours import Neighbours
 
 T = TypeVar("T")
 
@@ -42,6 +45,14 @@ class Share(Protocol):
         """`dm2_fast.knn` of all rows, that part of it which is of the rows here."""
         ...
 
+    def index(self, features: Tensor, k: int, metric: Metric, recall: float, **options: Any) -> AuditedGraph:
+        """What finds approximate neighbours among all rows, those of the rows here, and measures itself."""
+        ...
+
+    def each(self, rows: Tensor, unit: int, run: Callable[[Tensor], Tensor]) -> Tensor:
+        """What run returns for some rows of the pool, (n, ...), of which it may be asked in parts of whole units."""
+        ...
+
     def once(self, name: str, key: Hashable, run: Callable[[], T]) -> T:
         """What run returns, or returned before this process was interrupted."""
         ...
@@ -69,6 +80,14 @@ class Whole:
 
     def nearest(self, features: Tensor, k: int, metric: Metric, **options: Any) -> tuple[Tensor, Tensor]:
         return knn(features, k, metric, **options)
+
+    def index(self, features: Tensor, k: int, metric: Metric, recall: float, **options: Any) -> AuditedGraph:
+        if options.get("memory") is None:
+            return Neighbours(features, metric, recall, **options)
+        return graph_within(features, k, metric, recall, **options)
+
+    def each(self, rows: Tensor, unit: int, run: Callable[[Tensor], Tensor]) -> Tensor:
+        return run(rows)
 
     def once(self, name: str, key: Hashable, run: Callable[[], T]) -> T:
         return run()

@@ -1,6 +1,5 @@
 """`dm2_fast.select` over the processes of a torch.distributed group: the choice is that of one process."""
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -93,7 +92,7 @@ def select_in_parts(
         raise ValueError("memory is for one process: leave it out, since each process takes its part of the rows")
     group.agree(lambda: refuse(strategy, options))
     forward = replace(whole.forward, progress=whole.forward.progress and group.rank == 0)
-    unit = max(group.gather_objects(group.agree(lambda: together(forward))))
+    unit = max(group.gather_objects(group.agree(lambda: forward.unit)))
     edges = bounds(len(forward.inputs), group.size, unit)
     first, last = edges[group.rank : group.rank + 2]
     kept = None if finished is None else Finished(finished, group.rank, group.size, first, last)
@@ -104,23 +103,13 @@ def select_in_parts(
 
 def refuse(strategy: Strategy, options: Any) -> None:
     """Raise unless the strategy can run in several processes, with these options."""
-    recall = getattr(strategy.checked(options), "recall", None)
-    if recall is not None:
-        raise ValueError(
-            f"{strategy.name} with recall={recall} looks at all of the pool at once and needs one process: "
-            "leave recall out, or use one process"
-        )
+    strategy.checked(options)
     if not strategy.in_parts:
         able = [name for name in strategies.names() if strategies.get(name).in_parts]
         raise ValueError(
             f"strategy {strategy.name} looks at all of the pool at once and needs one process; "
             f"in several run {', '.join(able)}"
         )
-
-
-def together(forward: ForwardPass) -> int:
-    """Rows that are not divided between processes, so that all batches are those of one process."""
-    return math.lcm(forward.batch_size, forward.prepared().rows or 1)
 
 
 def part_of(whole: Round, forward: ForwardPass, share: Any, first: int, last: int) -> Round:
@@ -191,6 +180,6 @@ def merge_shards(
 
 
 def _divided(whole: Round, parts: int, folder: Path) -> tuple[ForwardPass, list[Finished], list[int]]:
-    edges = bounds(len(whole.forward.inputs), parts, together(whole.forward))
+    edges = bounds(len(whole.forward.inputs), parts, whole.forward.unit)
     every = [Finished(folder, i, parts, edges[i], edges[i + 1]) for i in range(parts)]
     return whole.forward, every, edges

@@ -55,6 +55,12 @@ class Shard:
             return every.new_empty(0, k), rows.new_empty(0, k)
         return Neighbours(every, metric, **options).of(rows, k)
 
+    def index(self, features: Tensor, k: int, metric: Metric, recall: float, **options: Any) -> NoReturn:
+        raise Waiting("features are finished; with recall, dm2-fast merge does the rest")
+
+    def each(self, rows: Tensor, unit: int, run: Callable[[Tensor], Tensor]) -> NoReturn:
+        self.gather(rows)
+
     def once(self, name: str, key: Hashable, run: Callable[[], T]) -> T:
         if not self.own.has(name, key):
             self.own.write(name, key, run())
@@ -98,7 +104,7 @@ class Merged(Whole):
 
 
 def _joined(results: list[Any]) -> Any:
-    """One result of those of all shares: tensors, or tuples of them."""
+    """One result of those of all shares: tensors, or tuples of them and of what is alike in all."""
     if isinstance(results[0], tuple):
-        return tuple(torch.cat(list(parts)) for parts in zip(*results, strict=True))
-    return torch.cat(results)
+        return tuple(_joined(list(parts)) for parts in zip(*results, strict=True))
+    return torch.cat(results) if isinstance(results[0], Tensor) else results[0]

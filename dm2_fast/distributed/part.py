@@ -9,6 +9,9 @@ from torch import Tensor
 from dm2_fast.distributed import ring
 from dm2_fast.distributed.finished import Finished
 from dm2_fast.distributed.group import Group
+from dm2_fast.operations import backends
+from dm2_fast.operations.approximate import AuditedGraph, check_native
+from dm2_fast.operations.graph_in_parts import GraphInParts
 from dm2_fast.operations.knn import Metric
 
 T = TypeVar("T")
@@ -63,6 +66,22 @@ class Part:
 
     def nearest(self, features: Tensor, k: int, metric: Metric, **options: Any) -> tuple[Tensor, Tensor]:
         return ring.knn(features, k, metric, group=self.group.group, **options)
+
+    def index(self, features: Tensor, k: int, metric: Metric, recall: float, **options: Any) -> AuditedGraph:
+        module = backends.resolve(options.pop("backend", "auto"), features, "knn")
+        check_native(module, features, "auto")
+
+        def exact(k: int) -> tuple[Tensor, Tensor]:
+            return self.nearest(features, k, metric, **options)
+
+        return GraphInParts(features, metric, recall, exact, self.group, **options)
+
+    def each(self, rows: Tensor, unit: int, run: Callable[[Tensor], Tensor]) -> Tensor:
+        able = [rank for rank, count in enumerate(self.counts) if count]
+        edges = bounds(len(rows), len(able), max(self.group.gather_objects(unit)))
+        place = able.index(self.group.rank) if self.group.rank in able else len(able)
+        mine = slice(edges[place], edges[place + 1]) if place < len(able) else slice(0, 0)
+        return self.group.concatenate(run(rows[mine]))
 
     def once(self, name: str, key: Hashable, run: Callable[[], T]) -> T:
         if self.finished is None:

@@ -6,6 +6,7 @@ the same grids, and the best neighbours that its rows have so far, whose distanc
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,11 @@ from torch import Tensor
 
 from dm2_fast.distributed.group import Group
 from dm2_fast.operations import backends, cpp
+from dm2_fast.operations.approximate import check_native
 from dm2_fast.operations.arrays import as_floats
 from dm2_fast.operations.cuts import Cuts
-from dm2_fast.operations.knn import Metric, Rows, UnitRows, check_k, matrix, weights
+from dm2_fast.operations.graph_in_parts import GraphInParts
+from dm2_fast.operations.knn import Metric, Rows, UnitRows, check_approximate, check_k, matrix, weights
 from dm2_fast.operations.shards import PROBES, SAMPLE, SAMPLE_PER_PART, Shard, as_compared, prepared
 from dm2_fast.progress import tqdm
 
@@ -29,6 +32,7 @@ def knn(
     metric: Metric = "literal",
     *,
     group: Any = None,
+    recall: float | None = None,
     unit_rows: bool = True,
     per_dimension: bool = True,
     backend: str = "auto",
@@ -44,7 +48,7 @@ def knn(
         x: The rows of this process, (n, d), n >= 0, as in `dm2_fast.knn`, of one dtype everywhere. Rows are numbered
             through: first those of rank 0, then those of rank 1, and so on.
         group: A torch.distributed group; None for all processes.
-        k, metric, unit_rows, per_dimension, backend, num_threads, progress: As in `dm2_fast.knn`.
+        k, metric, recall, unit_rows, per_dimension, backend, num_threads, progress: As in `dm2_fast.knn`.
 
     Returns:
         distances: (n, k) of the rows of this process.
@@ -55,7 +59,7 @@ def knn(
     """
     processes = Group(group)
     data = processes.agree(lambda: matrix(x, "x") if len(x) else as_floats(x, "x"))
-    described = [(data.dtype, *data.shape[1:], k, metric, unit_rows, per_dimension)]
+    described = [(data.dtype, *data.shape[1:], k, metric, recall, unit_rows, per_dimension)]
     every = processes.gather_objects((described, len(data)))
     if any(other != described for other, _ in every):
         raise ValueError("all processes must pass the same k and metric, and rows of one dtype and width")
@@ -63,6 +67,12 @@ def knn(
     k = check_k(k, sum(counts) - 1, sum(counts))
     w1, w2 = weights(metric, data.shape[1], per_dimension)
     module = backends.resolve(backend, data, "knn")
+    if recall is not None:
+        check_approximate(recall, unit_rows, per_dimension)
+        check_native(module, data, backend)
+        options: Any = {"num_threads": num_threads, "progress": progress}
+        exact = partial(knn, data, metric=metric, group=group, backend=backend, **options)
+        return GraphInParts(data, metric, recall, exact, processes, **options).graph(k)
     rows = processes.agree(lambda: UnitRows(data, "x", progress and processes.rank == 0, unit_rows))
     if any(processes.gather_objects(rows.scale.ndim == 2)) and rows.scale.ndim == 1:
         rows.scale = torch.stack((torch.ones_like(rows.scale), rows.scale), 1)
@@ -132,7 +142,7 @@ class _Ring:
             frame = cpp.frame(sample.numpy(), distances, *self.weights, **self._number_of_threads())
         return self.group.gather_objects(frame)[0]
 
-    def _number_of_threads(self) -> dict[str, int]:
+    def _number_of_threads(self) -> dict[str, Any]:
         return {"num_threads": self.threads.get("num_threads") or torch.get_num_threads()}
 
     def _go_round(self, own: Shard, frame: Any) -> None:

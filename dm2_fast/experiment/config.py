@@ -108,7 +108,8 @@ class RunConfig:
         threads: CPU threads; null leaves them as they are.
         prepare: auto = networks are prepared for inference; on a GPU they run as CUDA graphs, batches are copied ahead
             and the labelled set stays there; or off = none of this.
-        eval_epsilon: FGSM step of the reported accuracy under FGSM, in units of the [0, 1] pixel range.
+        eval_epsilon: FGSM step of the reported accuracy under FGSM, in units of the [0, 1] pixel range; with 0, FGSM
+            does not run, and this accuracy is the clean one.
         eval_attacked: Test samples, drawn at random, on which the last model is attacked by more than FGSM; 0 for none.
         attack: pgd = PGD-20 with eval_epsilon; or autoattack beside it, which takes hours for deep networks on a CPU.
         eval_batch_size: Samples per forward pass of evaluation and selection.

@@ -207,11 +207,16 @@ def evaluate(
     progress: bool = False,
     prepare: Prepare = "auto",
 ) -> Evaluation:
-    """Test the model on clean images and on images perturbed by FGSM with the true label."""
+    """Test the model on clean images and on images perturbed by FGSM with the true label.
+
+    With epsilon 0 these are the clean images, and FGSM does not run.
+    """
     forward = ForwardPass(model, x, normalize, batch_size=batch_size, progress=progress, prepare=prepare)
     logits = forward.logits().cpu()
-    x_adv = fgsm(model, x, y, epsilon, normalize=normalize, batch_size=batch_size, progress=progress)
-    attacked = forward.over(x_adv).logits().cpu()
+    attacked = logits
+    if epsilon:
+        x_adv = fgsm(model, x, y, epsilon, normalize=normalize, batch_size=batch_size, progress=progress)
+        attacked = forward.over(x_adv).logits().cpu()
     return Evaluation(
         accuracy=(logits.argmax(1) == y).double().mean().item(),
         accuracy_fgsm=(attacked.argmax(1) == y).double().mean().item(),

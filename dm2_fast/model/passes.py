@@ -1,5 +1,6 @@
 """Forward passes over a pool: features and logits (Eq. 3), and the uncertainty of mixed samples (Eqs. 8-10)."""
 
+import math
 import warnings
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, nullcontext
@@ -18,9 +19,9 @@ from dm2_fast.model.feed import fed
 from dm2_fast.model.from_arrays import NoModel
 from dm2_fast.model.functions import FunctionModel
 from dm2_fast.model.graph import Graphed
-from dm2_fast.model.head import check_model, evaluating, find_head, inferring, model_device, model_dtype, on_gpu
+from dm2_fast.model.head import check_model, evaluating, find_head, inferring, model_device, on_gpu
 from dm2_fast.model.limits import first_line, out_of_memory
-from dm2_fast.model.outputs import check_finite, outputs
+from dm2_fast.model.outputs import inputs_as_features, outputs
 from dm2_fast.model.pools import Pool, read, unmixable
 from dm2_fast.model.preparation import Prepared, plain
 from dm2_fast.model.shared import Shared
@@ -36,8 +37,6 @@ from dm2_fast.operations.uncertainty import Uncertainty, uncertainty
 from dm2_fast.progress import tqdm
 
 Step = TypeVar("Step")
-
-_CHECKED_ELEMENTS = 2**19  # at a time, so that looking for NaN takes no memory to speak of
 
 
 @dataclass(frozen=True)
@@ -131,32 +130,12 @@ class ForwardPass:
         Raises:
             ValueError, TypeError: the model has no head, or does not return finite (n, C) logits and features.
         """
-        own = self._inputs_as_features()
-        if own is not None:
-            return own, self.logits()
+        if self.head in (None, self.model) and self.normalize is None:
+            own = inputs_as_features(self.model, self.pool, self.rows, self.memory)
+            if own is not None:
+                return own, self.logits()
         parts = self._run("features", None, features=True)
         return torch.cat([features for features, _ in parts]), self._logits_of(parts)
-
-    def _inputs_as_features(self) -> Tensor | None:
-        """The inputs, where a forward pass would only copy them: a linear model that takes them as they are; else None.
-
-        Raises:
-            ValueError: they are not finite.
-        """
-        if not (isinstance(self.model, nn.Linear) and self.head in (None, self.model) and self.normalize is None):
-            return None
-        if not isinstance(self.pool, (Tensor, np.ndarray)) or len(self.pool.shape) != 2:
-            return None
-        features = as_tensor(self.pool, "inputs")
-        if features.dtype != model_dtype(self.model) or features.device != model_device(self.model):
-            return None
-        step = max(1, _CHECKED_ELEMENTS // features.shape[1])
-        features = features if self.rows is None else features[self.rows]
-        for start in range(0, len(features), step):
-            check_finite("features", features[start : start + step], self._number(start))
-            if self.memory is not None:
-                release(features)
-        return features
 
     def logits(self) -> Tensor:
         """Return the logits (m, C).
@@ -219,6 +198,11 @@ class ForwardPass:
             return self._shared.keep(Prepared(f"off: {unfit}", plain(self.model, None)))
         few = partial(self._batch, None, 0)
         return self._shared.prepared_model(self.model, self.head, few, self.batch_size, self._autocast())
+
+    @property
+    def unit(self) -> int:
+        """Rows that are not divided between processes, so that all batches are those of one process."""
+        return math.lcm(self.batch_size, self.prepared().rows or 1)
 
     @property
     def _least_classes(self) -> int:
@@ -314,10 +298,6 @@ class ForwardPass:
         make = partial(self._batch, recipe, size=starts.step, some=rows, device=torch.device("cpu"))
         workers = self.num_threads or threads.threads_of_torch()
         return fed(partial(make, num_threads=workers, channels_last=engine.channels_last), starts, device)
-
-    def _number(self, place: int) -> int:
-        """The row of the pool that runs at a place."""
-        return place if self.rows is None else int(self.rows[place])
 
     def _bar(self, steps: Iterable[Step], name: str, total: int) -> Iterable[Step]:
         bar: Iterable[Step] = tqdm(steps, name, total, leave=False, disable=None if self.progress else True)

@@ -1,7 +1,7 @@
 """The C++ operations of `dm2_fast._C` over CPU tensors, without a copy."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from dm2_fast.threads import threads_of_torch
 
 if has_extension():  # without it, `backends` leads nobody here
     from dm2_fast import _C
+
+if TYPE_CHECKING:
+    from dm2_fast.operations.knn import UnitRows
 
 TAKES_THREADS = True
 WHOLE_PROBLEMS = True
@@ -56,9 +59,35 @@ def shard(dtype: torch.dtype) -> Any:
     return _C.ShardDouble if dtype == torch.float64 else _C.ShardFloat
 
 
-def frame(sample: NDArray[Any], distances: NDArray[Any], w1: float, w2: float, *, num_threads: int) -> Any:
-    """How all shards are encoded, for rows like a sample, of which the first have these k-th best distances."""
-    return _C.frame(sample, distances, w1, w2, num_threads=num_threads)
+def frame(
+    sample: NDArray[Any], distances: NDArray[Any], w1: float, w2: float, *, graph: bool = False, num_threads: int
+) -> Any:
+    """How all shards are encoded, for rows like a sample, of which the first have these k-th best distances; or how the
+    rows of an approximate graph are."""
+    return _C.frame(sample, distances, w1, w2, graph=graph, num_threads=num_threads)
+
+
+def graph_sample(rows: int, d: int) -> tuple[Tensor, int, int]:
+    """The rows that the frame of a graph is made from; how many are probes; and which neighbour of theirs is asked."""
+    numbers, probes, k = _C.graph_sample(rows, d)
+    return torch.from_numpy(numbers), probes, k
+
+
+def encode(
+    rows: Tensor, scale: Tensor, frame: Any, near: NDArray[Any], wide: NDArray[Any], *, num_threads: int
+) -> None:
+    """Write the codes of rows on the frame of a graph: (n, 32), and (n, d) with d a multiple of 32, uint8."""
+    _C.encode(array(rows), _dense(scale), frame, near, wide, num_threads=num_threads)
+
+
+def nearest(
+    rows: "UnitRows", ids: Tensor, own: Tensor, candidates: Tensor, w1: float, w2: float, distances: Tensor,
+    indices: Tensor, num_threads: int,
+) -> None:  # fmt: skip
+    """Write the k nearest of the rows that candidates (n, K) name, -1 for none, to each of the rows `own` (n,)."""
+    data, scale = array(rows.data), _dense(rows.scale)
+    out = _written(distances), _written(indices)
+    _C.nearest(data, scale, _dense(ids), _dense(own), _dense(candidates), w1, w2, *out, num_threads=num_threads)
 
 
 def pairwise(

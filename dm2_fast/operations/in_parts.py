@@ -228,7 +228,7 @@ class _Parts:
     def results(self) -> tuple[Tensor, Tensor]:
         """The neighbours in the order of the rows."""
         shape = len(self.data), self.k
-        distances, indices = _mapped(shape, self.number), _mapped(shape, self.ids)
+        distances, indices = mapped(shape, self.number), mapped(shape, self.ids)
         for kept in self.shards:
             ids = kept.ids.read(kept.first * 8, self.ids, kept.count)
             for i in range(0, kept.count, _TOGETHER):
@@ -241,7 +241,7 @@ class _Parts:
         return distances, indices
 
 
-def _mapped(shape: tuple[int, int], like: Tensor) -> Tensor:
+def mapped(shape: tuple[int, int], like: Tensor) -> Tensor:
     """Room in a file without a name, which is gone when nobody uses it."""
     with tempfile.TemporaryFile() as file:
         file.truncate(shape[0] * shape[1] * like.element_size())

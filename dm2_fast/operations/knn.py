@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dm2_fast.operations import backends
-from dm2_fast.operations.arguments import one_of, whole
+from dm2_fast.operations.arguments import number, one_of, whole
 from dm2_fast.operations.arrays import as_matrix, name_rows
 from dm2_fast.progress import tqdm
 
@@ -161,6 +161,13 @@ def check_k(k: int, most: int, rows: int) -> int:
     return k
 
 
+def check_approximate(recall: float, unit_rows: bool, per_dimension: bool) -> None:
+    """Raise unless approximate neighbours can be had of rows that are compared like this."""
+    number("recall", recall, "between 0 and 1, or None for exact neighbours", lambda value: 0 < value < 1)
+    if not (unit_rows and per_dimension):
+        raise ValueError("recall= is for unit rows and distances per dimension: leave out recall, or the other two")
+
+
 def _is_floating_point(x: Any) -> bool:
     dtype = getattr(x, "dtype", None)
     return dtype.is_floating_point if isinstance(dtype, torch.dtype) else getattr(dtype, "kind", "") == "f"
@@ -218,8 +225,8 @@ def knn(
         unit_rows: False compares the rows as they are, within 2**60 of 0 (2**500 for float64). The search is as exact;
             it is fast where the columns have one scale, and where one dominates, it may take ten times as long.
         per_dimension: False returns distances d times as large: L1 and L2 themselves, without the division by d.
-        memory: Bytes, or a text such as "4GB", that the exact search on a CPU may take beside what is in memory
-            already, and 300 MB; what needs more goes to temporary files, the result too. None for no limit. With
+        memory: Bytes, or a text such as "4GB", that the search on a CPU may take beside what is in memory already, and
+            300 MB; what needs more goes to temporary files, the result too. None for no limit. With
             progress=True the plan and the time that it takes are printed.
         backend: "auto", "triton", "cpp" or "torch"; see `dm2_fast.operations.backends`.
         num_threads: Threads of the C++ backend; None for `torch.get_num_threads()`.
@@ -240,11 +247,12 @@ def knn(
 
         if queries is not None:
             raise ValueError("recall= is for the neighbours of all rows: leave out queries, or recall")
-        if not (unit_rows and per_dimension):
-            raise ValueError("recall= is for unit rows and distances per dimension: leave out recall, or the other two")
-        if memory is not None:
-            raise ValueError("memory= is for exact neighbours: leave out recall, or memory")
+        check_approximate(recall, unit_rows, per_dimension)
         options: dict[str, Any] = {"backend": backend, "num_threads": num_threads, "progress": progress}
+        if memory is not None:
+            from dm2_fast.operations.graph_in_parts import graph_within
+
+            return graph_within(matrix(x, "x"), k, metric, recall, memory, **options).graph(k)
         return Neighbours(x, metric, recall, **options).graph(k)
     if memory is not None:
         from dm2_fast.operations.in_parts import within

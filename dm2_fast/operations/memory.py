@@ -15,6 +15,7 @@ from dm2_fast.operations.arguments import shown
 from dm2_fast.operations.arrays import as_tensor
 
 MOST_PARTS = 64  # of the rows, in files; as many are open at once
+_GRAPH_BLOCK = 2**27  # bytes of rows of an approximate graph, and of what is computed of them, at a time
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _UNEVEN = 1.2  # a part has at most so many times its share of the rows
 _MILLION_MINUTES = 2.1  # of one core for a million rows of 128 features: benches/approximate.py
@@ -89,6 +90,51 @@ def plan(x: Tensor, k: int, memory: int | str, threads: int) -> Plan:
             return Plan(budget, parts, rows, needed, on_disk, 1.3 * estimate)
     least = -(-needed // 10**6)
     raise ValueError(f"memory must be at least {least}MB for the {k} nearest of {m} rows of {d} features, got {memory}")
+
+
+@dataclass(frozen=True)
+class GraphPlan:
+    """How approximate neighbours of m rows are found within a budget: the codes and lists of all rows are in memory.
+
+    Attributes:
+        memory: The budget in bytes.
+        block: Bytes of rows, and of what is computed of them, at a time.
+        needed: Bytes that this takes.
+        on_disk: Bytes of files.
+    """
+
+    memory: int
+    block: int
+    needed: int
+    on_disk: int
+
+    def __str__(self) -> str:
+        return (
+            f"approximate neighbours within {self.memory / 1e9:.2f} GB: codes and lists of all rows in memory, "
+            f"{self.needed / 1e9:.2f} GB of memory, {self.on_disk / 1e9:.2f} GB of files"
+        )
+
+
+def graph_plan(x: Tensor, k: int, slots: int, memory: int | str) -> GraphPlan:
+    """Plan an approximate graph of the rows of x, with so many rows in a list, from blocks of rows that are read.
+
+    Raises:
+        ValueError: memory is too little; the message names the least that suffices.
+    """
+    m, d = x.shape
+    number, code = (8 if x.dtype == torch.float64 else 4), 32 + -(-d // 32) * 32
+    # Codes, places twice, ids, scales; while cells are made, codes and places again, and later the lists twice.
+    row = code + 3 * 8 + 2 * number + max(code + 28, 2 * 8 * slots)
+    budget = as_bytes(memory)
+    block = min(_GRAPH_BLOCK, budget // 8)
+    needed = m * row + 2 * block
+    if needed > budget:
+        least = -(-min(m * row * 4 // 3 + 8, m * row + 2 * _GRAPH_BLOCK) // 10**6)
+        raise ValueError(
+            f"memory must be at least {least}MB for approximate neighbours of {m} rows of {d} features, got {memory}; "
+            "exact ones, without recall, take less"
+        )
+    return GraphPlan(budget, block, needed, m * k * (number + 8))
 
 
 def is_mapped(x: Tensor) -> bool:

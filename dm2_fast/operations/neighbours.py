@@ -1,8 +1,6 @@
 """Rows prepared once: exact neighbours of any queries, and graphs of all rows, which may be approximate."""
 
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from threading import RLock
 from typing import Any
 
@@ -12,25 +10,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dm2_fast.operations import backends, cpp
-from dm2_fast.operations.arguments import number, whole
+from dm2_fast.operations.approximate import AuditedGraph, check_native, slots
 from dm2_fast.operations.arrays import as_integers
-from dm2_fast.operations.audit import LOOKS, Audit, lower_bound, recall_of
+from dm2_fast.operations.grown import Grown
 from dm2_fast.operations.knn import Metric, UnitRows, check_k, check_match, knn, matrix, weights
-from dm2_fast.progress import tqdm, write
 from dm2_fast.threads import threads_of_torch
 
-_LEAST_ROWS = 50_000  # below, the exact search costs no more
-_MOST_NEIGHBOURS = 50  # above, lists and joins cost more than the exact search
-_SAMPLE = 500  # rows whose exact neighbours are looked up to measure a graph
-_HOPELESS = 5.0  # times the misses that are allowed: more than later steps make good
 
-
-def _cells(rows: int) -> int:
-    """Cells that each row meets first: more in a larger pool, for the same recall."""
-    return max(6, round(20 * math.sqrt(rows / 1_000_000)))
-
-
-class Neighbours:
+class Neighbours(AuditedGraph):
     """Rows prepared once, for searching their neighbours under the combined distance of Eqs. 4-6.
 
     Args:
@@ -59,54 +46,25 @@ class Neighbours:
         num_threads: int | None = None,
         progress: bool = False,
     ) -> None:
-        if recall is not None:
-            recall = number(
-                "recall", recall, "between 0 and 1, or None for exact neighbours", lambda value: 0 < value < 1
-            )
+        super().__init__(recall, seed, progress)
         self.metric: Metric = metric
-        self.recall, self.seed = recall, whole("seed", seed)
-        self.audit: Audit | None = None
-        self._progress = progress
         data = matrix(x, "x")
         self._weights = weights(metric, data.shape[1])
         module = backends.resolve(backend, data, "knn")
         self._options: dict[str, Any] = {"backend": backend, "num_threads": num_threads, "progress": progress}
         self._threads = backends.thread_options(module, num_threads).get("num_threads") or threads_of_torch()
         self._native = module is cpp
-        if recall is not None and not self._native:
-            raise RuntimeError(
-                f"recall= needs features on the CPU and the C++ backend, got {data.device} with backend={backend!r} "
-                "(move the features to the CPU, or leave recall out)"
-            )
+        if recall is not None:
+            check_native(module, data, backend)
         self._rows = UnitRows(data, "x", progress)
         self._ids = torch.arange(len(data))  # of each row: its number among those that are left, or -1
         self._left = len(data)
         self._index: Any = None
         self._graph: Any = None
         self._turn = RLock()  # of the threads that prepare the rows or extend the graph
-        self._steps = self._ranks = self._slots = 0  # taken; cells that each row has met; rows in its list
 
     def __len__(self) -> int:
         return self._left
-
-    def graph(self, k: int) -> tuple[Tensor, Tensor]:
-        """Find k near other rows of each row: `dm2_fast.knn`, exact or with at least the recall asked for.
-
-        Sets `audit`. Where the approximate search would cost more than the exact one, or cannot reach the recall, the
-        graph is the exact one, bit for bit. Distances are exact, and ordered with their indices as in `dm2_fast.knn`.
-
-        Raises:
-            ValueError: k is not in [1, rows - 1].
-        """
-        k = check_k(k, self._left - 1, self._left)
-        if self.recall is None:
-            return self._exact(k, "exact neighbours were asked for")
-        if self._left < _LEAST_ROWS:
-            return self._exact(k, f"below {_LEAST_ROWS} rows the exact search costs no more")
-        if k > _MOST_NEIGHBOURS:
-            return self._exact(k, f"for more than {_MOST_NEIGHBOURS} neighbours the exact search costs no more")
-        with self._turn:
-            return self._approximate(k)
 
     def query(self, queries: Tensor | NDArray[Any], k: int) -> tuple[Tensor, Tensor]:
         """Find the exact k nearest rows of each query: `knn(x, k, queries=queries)`, without preparing the rows again.
@@ -116,10 +74,7 @@ class Neighbours:
             k: 1 <= k <= rows.
         """
         k = check_k(k, self._left, self._left)
-        asked = matrix(queries, "queries")
-        if isinstance(queries, (list, tuple)):  # which have no dtype of their own
-            asked = asked.to(self._rows.data.dtype)
-        check_match(asked, self._rows.data, "queries")
+        asked = self.as_queries(queries)
         if not self._native:
             return knn(self._remaining(), k, self.metric, queries=asked, **self._options)
         return self._search(UnitRows(asked, "queries"), torch.full((len(asked),), -1), k)
@@ -152,24 +107,49 @@ class Neighbours:
                 other._graph = type(self._graph)(self._graph, other._ids.numpy())
         return other
 
+    def with_rows(self, x: Tensor | NDArray[Any]) -> Grown:
+        """The rows that are left and others behind them, (a, d), like x: its graph is one of `torch.cat([x, others])`.
+
+        Nothing is prepared again: the others meet all rows exactly, which costs as much as a exact queries. Many of
+        them are better prepared with all rows, by a new `Neighbours`.
+        """
+        return Grown(self, self.as_queries(x, "x"))
+
+    def as_queries(self, x: Tensor | NDArray[Any], name: str = "queries") -> Tensor:
+        """Rows that can be compared with these."""
+        found = matrix(x, name)
+        if isinstance(x, (list, tuple)):  # which have no dtype of their own
+            found = found.to(self._rows.data.dtype)
+        check_match(found, self._rows.data, name)
+        return found
+
+    def data(self, rows: Tensor) -> Tensor:
+        """The features of some of the rows that are left, (n, d)."""
+        return self._rows.data[torch.nonzero(self._ids >= 0)[:, 0][rows].to(self._rows.data.device)]
+
+    def anew(self, x: Tensor) -> "Neighbours":
+        """Other rows, prepared in the same way."""
+        return Neighbours(x, self.metric, self.recall, seed=self.seed, **self._options)
+
     def _numbers(self, rows: Any) -> Tensor:
-        """Numbers of rows that are left, (n,) int64 on the CPU."""
+        return self.numbers(rows, self._left)
+
+    @staticmethod
+    def numbers(rows: Any, left: int) -> Tensor:
+        """Numbers of rows, of so many that are left, (n,) int64 on the CPU."""
         numbers = as_integers(rows, "rows").cpu()
         if numbers.ndim != 1:
             raise ValueError(f"rows must be 1-D, got shape {tuple(numbers.shape)}")
-        if len(numbers) and not (int(numbers.min()) >= 0 and int(numbers.max()) < self._left):
-            raise ValueError(f"rows must be in [0, {self._left - 1}], got {int(numbers.min())} to {int(numbers.max())}")
+        if len(numbers) and not (int(numbers.min()) >= 0 and int(numbers.max()) < left):
+            raise ValueError(f"rows must be in [0, {left - 1}], got {int(numbers.min())} to {int(numbers.max())}")
         return numbers
 
     def _remaining(self) -> Tensor:
         keep = self._ids >= 0
         return self._rows.data if bool(keep.all()) else self._rows.data[keep.to(self._rows.data.device)]
 
-    def _exact(self, k: int, why: str) -> tuple[Tensor, Tensor]:
-        self._say(f"exact neighbours: {why}")
-        found = knn(self._remaining(), k, self.metric, **self._options)
-        self.audit = Audit(1.0, 1.0, 0.0, self._left, "exact", why)
-        return found
+    def _all_exact(self, k: int) -> tuple[Tensor, Tensor]:
+        return knn(self._remaining(), k, self.metric, **self._options)
 
     def _prepared(self) -> Any:
         """The index of csrc/index.hpp."""
@@ -190,54 +170,39 @@ class Neighbours:
         return distances, indices
 
     def _approximate(self, k: int) -> tuple[Tensor, Tensor]:
-        """Meet more and more rows until the bound reaches what was asked."""
-        assert self.recall is not None
-        index = self._prepared()
-        rng = np.random.default_rng(self.seed)
-        sample = torch.from_numpy(np.sort(rng.choice(self._left, min(_SAMPLE, self._left), replace=False)))
-        exact = self.of(sample, k)[0]
-        order = torch.from_numpy(index.places())
-        ids = self._ids[order]  # by place
-        left = torch.nonzero(ids >= 0)[:, 0]
-        ids, place = ids[left], torch.empty(self._left, dtype=torch.int64)
-        place[ids] = left
-        sampled = place[sample]
-        del order, place
-        slots = k + max(2, 2 * k // 5)
-        if self._slots < slots:
-            _, kind = cpp.prepared(self._rows.scale.dtype)
-            self._graph = kind(index, self._ids.numpy(), slots)
-            self._slots, self._steps, self._ranks = slots, 0, 0
-        for look in range(LOOKS):
-            if look > 0 or self._steps == 0:
-                self._step()
-            recalls = recall_of(self._nearest(sampled, torch.arange(len(sample)), k)[0], exact)
-            recall, bound = float(recalls.mean()), lower_bound(recalls)
-            if bound >= self.recall:
-                why = f"recall {recall:.4f}, at least {bound:.4f} with 95 % confidence, after {self._ranks} cells a row"
-                self._say(f"approximate neighbours: {why}")
-                below = float((recalls < 0.5).double().mean())
-                self.audit = Audit(recall, bound, below, len(sample), "approximate", why)
-                distances, indices = self._nearest(left, ids, k)
-                short = torch.nonzero(distances[:, -1].isinf())[:, 0]  # rows that met fewer than k others
-                if len(short):
-                    distances[short], indices[short] = self.of(short, k)
-                return distances, indices
-            if 1 - recall > _HOPELESS * (1 - self.recall):
-                break
-        return self._exact(k, f"the approximate search reached a recall of {recall:.4f} only")
+        with self._turn:
+            return super()._approximate(k)
 
-    def _step(self) -> None:
-        """Meet more rows: the nearest cells, then twice as many each time; and the neighbours of neighbours."""
-        options: Any = {"num_threads": self._threads}
-        if self._steps != 1:
-            start, stop = self._ranks, max(_cells(self._left), 2 * self._ranks)
-            with self._bar(f"cells {start} to {stop}") as report:
-                self._graph.probe(start, stop, report=report, **options)
-            self._ranks = stop
-        with self._bar("neighbours of neighbours") as report:
-            self._graph.join(report=report, **options)
-        self._steps += 1
+    def _begin(self, k: int) -> None:
+        if self._slots < slots(k):
+            _, kind = cpp.prepared(self._rows.scale.dtype)
+            self._graph = kind(self._prepared(), self._ids.numpy(), slots(k))
+            self._slots, self._steps, self._ranks = slots(k), 0, 0
+
+    def _probe(self, start: int, stop: int, report: Callable[[float], object]) -> None:
+        self._graph.probe(start, stop, num_threads=self._threads, report=report)
+
+    def _join(self, report: Callable[[float], object]) -> None:
+        self._graph.join(num_threads=self._threads, report=report)
+
+    def _found(self, rows: Tensor, k: int) -> Tensor:
+        places, ids = self._places()
+        place = torch.empty(self._left, dtype=torch.int64)
+        place[ids] = places
+        return self._nearest(place[rows], torch.arange(len(rows)), k)[0]
+
+    def _lists(self, k: int) -> tuple[Tensor, Tensor]:
+        distances, indices = self._nearest(*self._places(), k)
+        short = torch.nonzero(distances[:, -1].isinf())[:, 0]  # rows that met fewer than k others
+        if len(short):
+            distances[short], indices[short] = self.of(short, k)
+        return distances, indices
+
+    def _places(self) -> tuple[Tensor, Tensor]:
+        """The places of the rows that are left, ascending, and the number of the row at each."""
+        ids = self._ids[torch.from_numpy(self._prepared().places())]
+        places = torch.nonzero(ids >= 0)[:, 0]
+        return places, ids[places]
 
     def _nearest(self, places: Tensor, lines: Tensor, k: int) -> tuple[Tensor, Tensor]:
         distances = torch.empty(len(places), k, dtype=self._rows.scale.dtype)
@@ -245,12 +210,3 @@ class Neighbours:
         best = distances.numpy(), indices.numpy()
         self._graph.nearest(places.numpy(), lines.numpy(), *best, num_threads=self._threads)
         return distances, indices
-
-    @contextmanager
-    def _bar(self, name: str) -> Iterator[Callable[[float], object]]:
-        with tqdm(total=100, desc=name, unit="%", leave=False, disable=None if self._progress else True) as bar:
-            yield lambda done: bar.update(int(100 * done) - bar.n)
-
-    def _say(self, text: str) -> None:
-        if self._progress:
-            write(text)

@@ -57,7 +57,9 @@ def seconds_of(cell: dict[str, Any], method: dict[str, Any], data_dir: Path, dev
     config = resolve(full_config(cell, method, 0, data_dir, device))
     initial, budget, rounds = (int(value or 0) for value in (config.initial, config.budget, config.rounds))
     batch = config.training.batch_size or 1
-    step, test, pool, tested = _speeds(config.dataset, str(config.model), config.dropout, batch, data_dir, device)
+    step, test, pool, tested = _speeds(
+        config.dataset, str(config.model), config.dropout, batch, config.eval_epsilon, data_dir, device
+    )
     labels = sum(initial + r * budget for r in range(rounds + 1))
     twins = {"off": 1.0, "round": 2.0, "step": 3.5}[config.adversarial.train or "off"]
     tries = 5 if config.adversarial.epsilon == "search" and config.adversarial.train != "off" else 1
@@ -70,7 +72,7 @@ def seconds_of(cell: dict[str, Any], method: dict[str, Any], data_dir: Path, dev
 
 @lru_cache
 def _speeds(
-    dataset: str, model: str, dropout: models.Dropout, batch: int, data_dir: Path, device: str
+    dataset: str, model: str, dropout: models.Dropout, batch: int, epsilon: float, data_dir: Path, device: str
 ) -> tuple[float, float, int, int]:
     """Seconds of training a sample once, and of testing one, clean and under FGSM; training and test samples.
 
@@ -90,6 +92,6 @@ def _speeds(
         seconds.append(time.perf_counter() - start)
     few = slice(0, min(_ROWS, len(data.x_test)))
     start = time.perf_counter()
-    evaluate(network, data.x_test[few], data.y_test[few], data.normalize, config.eval_epsilon)
+    evaluate(network, data.x_test[few], data.y_test[few], data.normalize, epsilon)
     test = (time.perf_counter() - start) / few.stop
     return min(seconds) / n, test, len(data.x), round(len(data.x_test) * (1 + len(data.tests) / 4))

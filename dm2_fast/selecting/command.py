@@ -25,7 +25,7 @@ from dm2_fast.experiment.machine import reproducible, usable_device
 from dm2_fast.model.passes import ForwardPass
 from dm2_fast.model.pools import are_integers
 from dm2_fast.operations.arrays import ArrayLike, as_tensor
-from dm2_fast.operations.memory import plan
+from dm2_fast.operations.graph_in_parts import plan_of
 from dm2_fast.operations.mix import Normalize
 from dm2_fast.round import Picked, Round
 from dm2_fast.selecting import label_studio
@@ -126,7 +126,7 @@ def _select(
             )
         if config.memory is not None and config.features is not None and isinstance(config.options, DM2Config):
             features, k = as_tensor(asked.samples, "features"), min(config.options.k, len(unlabelled) - 1)
-            told = str(plan(features, max(k, 1), config.memory, torch.get_num_threads()))
+            told = str(plan_of(features, max(k, 1), config.options.recall, config.memory))
             if echo:
                 echo(told)
         with plugins.naming(config.model, f"samples of shape {array.shape[1:]}{_layout_hint(config, array)}"):

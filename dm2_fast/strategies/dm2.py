@@ -1,18 +1,22 @@
 """DM2: the samples whose mixture with their neighbours is most uncertain (Algorithm 1, lines 8-20)."""
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dm2_fast.model.batches import check_mixable
+from dm2_fast.operations.approximate import AuditedGraph
 from dm2_fast.operations.arguments import number, one_of, whole
+from dm2_fast.operations.audit import Audit
 from dm2_fast.operations.knn import Metric, weights
 from dm2_fast.operations.memory import minutes, release
 from dm2_fast.operations.mix import Mix, Recipe, check_mix, recipe
-from dm2_fast.operations.neighbours import Neighbours
 from dm2_fast.operations.uncertainty import Uncertainty
 from dm2_fast.round import Picked, Round, check_budget, highest
 from dm2_fast.strategies.batch import FACTOR, Batch, apart, check_batch, choose_batch
@@ -89,53 +93,60 @@ def choose(round: Round, budget: int, options: DM2Config) -> Picked:
     else:
         round.check_model()
         check_mixable(round.samples)
-    if options.recall is not None and forward.memory is not None:
-        raise ValueError("memory= limits exact neighbours only: leave out recall, or memory")
     features = round.features
     warn_of_column(features)
     k = min(options.k, m - 1)
     if k < options.k:
         warnings.warn(f"k={options.k} is clamped to {k}: the pool has {m} row{'s' * (m > 1)}", stacklevel=4)
     with round.stage("neighbours"):
-        n, index = len(round), None
+        n, index, audit = len(round), None, None
+        searching = {"progress": forward.progress, **forward.compute}
+        if forward.memory is not None and features.device.type == "cpu":
+            searching["memory"] = forward.memory
         distances, neighbours = torch.empty(n, 0), torch.empty(n, 0, dtype=torch.int64)
         if k and options.recall is None:
             _tell_of_recall(features, m)
-            searching = {"progress": forward.progress, **forward.compute}
-            if forward.memory is not None and features.device.type == "cpu":
-                searching["memory"] = forward.memory
             distances, neighbours = round.share.once(
                 "neighbours",
                 (k, options.metric),
                 lambda: round.share.nearest(features, k, options.metric, **searching),
             )
         elif k:
-            progress = forward.progress
-            index = Neighbours(features, options.metric, options.recall, progress=progress, **forward.compute)
-            distances, neighbours = index.graph(k)
+            assert options.recall is not None
+            index = round.share.index(features, k, options.metric, options.recall, **searching)
+            key = k, options.metric, options.recall
+            distances, neighbours, found = round.share.once("neighbours", key, partial(_graph, index, k))
+            audit = Audit(**found)
 
     warn_of_duplicates(distances)
     if forward.memory is not None:
         release(distances)
 
-    def mixture_now() -> Recipe:
+    def mixture_of(distances: Tensor, neighbours: Tensor, ids: NDArray[np.int64]) -> Recipe:
         return recipe(
             distances, neighbours, options.mix, options.lam, options.alpha,
-            seed=round.seed, round=round.round, row_ids=round.ids,
+            seed=round.seed, round=round.round, row_ids=ids,
         )  # fmt: skip
 
     with round.stage("mixed"):
-        mixture = mixture_now()
-        key = replace(options, offset=0, batch="highest")
-        scores = round.once("mixed", key, lambda: _mixed(round, mixture, options))
-    audit = index.audit if index else None
+        mixture = mixture_of(distances, neighbours, round.ids)
+        same = replace(options, offset=0, batch="highest")
+        scores = round.once("mixed", same, lambda: _mixed(round, mixture, options))
     if index and audit and audit.path == "approximate":
         with round.stage("exact"):
-            looked_at = budget * (FACTOR if options.batch == "kmeans" else 1)
-            highest_rows = highest(scores, min(m, options.offset + _EXACT * looked_at)).sort().values
-            distances[highest_rows], neighbours[highest_rows] = index.of(highest_rows, k)
-            mixture, scores = mixture_now(), scores.clone()
-            scores[highest_rows] = _mixed(round, mixture, options, highest_rows)
+            looked_at = min(m, options.offset + _EXACT * budget * (FACTOR if options.batch == "kmeans" else 1))
+            rows = highest(round.share.gather(scores), looked_at).sort().values
+            exact = index.of(rows, k)
+            of_rows = mixture_of(*exact, round.share.gather(torch.from_numpy(round.ids))[rows].numpy())
+
+            def anew(part: Tensor) -> Tensor:
+                return _mixed(round, of_rows.of(torch.searchsorted(rows, part)), options, part)
+
+            again = round.share.each(rows, _unit(round, options), anew)
+            own = (rows >= round.share.first) & (rows < round.share.first + n)
+            here, scores = rows[own] - round.share.first, scores.clone()
+            distances[here], neighbours[here], scores[here] = exact[0][own], exact[1][own], again[own]
+            mixture = mixture_of(distances, neighbours, round.ids)
     with round.stage("choose"):
         if options.batch == "spread":
             indices = apart(round, scores, neighbours, budget, options.offset)
@@ -144,13 +155,36 @@ def choose(round: Round, budget: int, options: DM2Config) -> Picked:
     return Picked(indices, scores, neighbours, distances, mixture, audit)
 
 
+def _graph(index: AuditedGraph, k: int) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    distances, neighbours = index.graph(k)
+    assert index.audit is not None
+    return distances, neighbours, asdict(index.audit)
+
+
+def _of_features(round: Round, options: DM2Config) -> bool:
+    """Whether the head alone runs on mixtures, which are those of features."""
+    return options.space == "features" and round.head is not round.forward.model
+
+
+def _unit(round: Round, options: DM2Config) -> int:
+    """Mixtures that one process makes together."""
+    if not _of_features(round, options):
+        return round.forward.unit
+    return round.behind_head.unit if len(round) else 1
+
+
 def _mixed(round: Round, mixture: Recipe, options: DM2Config, rows: Tensor | None = None) -> Tensor:
-    """The uncertainty (m,) of the mixtures of samples, or of their features (Eqs. 7-10); or that of some rows, (n,)."""
-    mixture = mixture if rows is None else mixture.of(rows)
-    places = torch.arange(len(round)) if rows is None else rows.cpu()
-    if options.space == "input" or round.head is round.forward.model:
-        return round.forward.mixed_uncertainty(mixture, options.score, places + round.share.first)
-    table, indices = round.share.table(round.features, mixture.indices)
+    """The uncertainty (m,) of the mixtures of the samples here, or of their features (Eqs. 7-10); or that of some rows
+    of the pool, (n,), with a mixture each."""
+    if not _of_features(round, options):
+        places = torch.arange(len(round)) + round.share.first if rows is None else rows
+        return round.forward.mixed_uncertainty(mixture, options.score, places)
+    if rows is None:
+        table, indices = round.share.table(round.features, mixture.indices)
+        places = torch.arange(len(round))
+    else:
+        table, named = round.share.table(round.features, torch.cat([rows[:, None], mixture.indices], 1))
+        places, indices = named[:, 0], named[:, 1:].contiguous()
     if len(round) == 0:
         return round.forward.uncertainty(round.logits, options.score)
     return round.behind_head.over(table).mixed_uncertainty(replace(mixture, indices=indices), options.score, places)

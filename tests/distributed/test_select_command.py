@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from dm2_fast.cli import main
+from dm2_fast.operations import approximate
 
 PROCESSES = 2
 
@@ -53,6 +54,7 @@ def _process(rank: int, port: int, folder: Path, command: list[str], kill_at: in
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test",
     }  # fmt: skip
     os.chdir(folder)
+    approximate._LEAST_ROWS = 50  # where a recall is asked for
     told = 0
 
     def counting(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -106,6 +108,36 @@ def test_two_processes_write_what_one_writes(files: Path) -> None:
     assert not (files / "two.parts").exists()
 
 
+def test_two_processes_approximate_what_one_does(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(approximate, "_LEAST_ROWS", 50)
+    recall = ("--dm2.recall", "0.5")
+    main(_command("alone", *recall))
+    first, second = _run(files, _command("two", *recall))
+    assert first is not None
+    assert second is not None
+    assert first[0] == second[0] == 0
+    assert "approximate neighbours: recall" in first[1]
+    assert _same(files / "alone", files / "two")
+
+
+@pytest.mark.slow
+def test_a_graph_that_was_finished_is_not_made_again(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(approximate, "_LEAST_ROWS", 50)
+    recall = ("--dm2.recall", "0.5")
+    main(_command("alone", *recall))
+    second = _run(files, _command("two", *recall))[1]
+    assert second is not None
+    survivor, killed = _run(files, _command("killed", *recall), second[2] - 4)
+    assert killed is None
+    assert survivor is not None
+    assert survivor[0] == 2
+    assert list(files.glob("killed.parts/*/neighbours-*.pt"))
+    again = _run(files, _command("killed", *recall))[1]
+    assert again is not None
+    assert again[2] < second[2] - 20, "the graph is not made again"
+    assert _same(files / "alone", files / "killed")
+
+
 def test_what_is_wrong_is_said_once(files: Path) -> None:
     found = _run(files, _command("two", "--strategy", "prob-cover"))
     assert [one[0] for one in found if one] == [2, 2]
@@ -142,9 +174,13 @@ def test_a_process_that_is_killed_ends_all_and_the_same_command_goes_on(files: P
     assert not list(files.glob(".killed*")), "nothing is left behind"
 
 
-@pytest.mark.parametrize("strategy", ["dm2", "badge", "entropy"])
-def test_shards_make_what_one_process_makes(files: Path, capsys: pytest.CaptureFixture[str], strategy: str) -> None:
-    more = ("--strategy", strategy)
+@pytest.mark.parametrize("strategy", ["dm2", "badge", "entropy", "dm2 --dm2.recall 0.5"])
+def test_shards_make_what_one_process_makes(
+    files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    monkeypatch.setattr(approximate, "_LEAST_ROWS", 50)
+    more = ("--strategy", *strategy.split())
+    strategy = strategy.replace(" ", "")
     main(_command(f"whole-{strategy}", *more))
     output = f"shards-{strategy}"
     main(_command(output, *more, "--shard", "1/3"))

@@ -101,8 +101,6 @@ def test_tokens_and_names(in_processes: Call) -> None:
 def test_strategies_that_need_one_process_say_so(in_processes: Call) -> None:
     with pytest.raises(ValueError, match="strategy prob-cover looks at all of the pool at once and needs one process"):
         in_processes(_select, [(_model(), _pool(), "prob-cover", None, {})] * 2)
-    with pytest.raises(ValueError, match=r"dm2 with recall=0\.9 looks at all of the pool at once"):
-        in_processes(_select, [(_model(), _pool(), "dm2", dm2_fast.DM2Config(recall=0.9), {})] * 2)
 
 
 def test_an_error_of_one_process_is_that_of_all(in_processes: Call) -> None:

@@ -198,6 +198,12 @@ def test_evaluation_is_accuracy_clean_and_under_fgsm_with_the_true_label() -> No
     assert result.loss == pytest.approx(-np.log(p[np.arange(23), y.numpy()]).mean(), rel=1e-5)
 
 
+def test_with_epsilon_0_no_attack_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("dm2_fast.experiment.training.fgsm")
+    result = evaluate(Linear(), torch.zeros(5, 1, 8, 8, dtype=torch.uint8), torch.arange(5) % 3, NORMALIZE, 0.0)
+    assert result.accuracy_fgsm == result.accuracy
+
+
 @pytest.mark.parametrize(
     ("name", "channels", "size", "features"),
     [

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import pytest
@@ -162,7 +163,14 @@ def test_other_calls_that_would_leave_an_array():
 
 
 def index(m: int = 9, d: int = 3, **changed):
-    given = {"rows": ones(m, d), "scale": ones(m), "ids": np.arange(m), "w1": 0.5, "w2": 0.5, "num_threads": 2}
+    given: dict[str, Any] = {
+        "rows": ones(m, d),
+        "scale": ones(m),
+        "ids": np.arange(m),
+        "w1": 0.5,
+        "w2": 0.5,
+        "num_threads": 2,
+    }
     return _C.IndexFloat(**given | changed)
 
 

@@ -109,8 +109,6 @@ def test_other_sizes_are_refused(text: Any) -> None:
 
 def test_memory_belongs_to_the_exact_search_of_all_rows() -> None:
     x = _rows(100)
-    with pytest.raises(ValueError, match="leave out recall, or memory"):
-        dm2_fast.knn(x, 3, recall=0.9, memory="1GB")
     with pytest.raises(ValueError, match="leave out queries, or memory"):
         dm2_fast.knn(x, 3, queries=x, memory="1GB")
     with pytest.raises(ValueError, match=r"C\+\+ backend"):

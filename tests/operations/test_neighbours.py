@@ -10,7 +10,7 @@ from torch import Tensor
 
 import dm2_fast
 from dm2_fast import Neighbours
-from dm2_fast.operations import cpp, neighbours
+from dm2_fast.operations import approximate, cpp
 from dm2_fast.operations.audit import Audit, recall_of
 
 M = 6000
@@ -33,7 +33,7 @@ def same(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> None:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Approximate graphs of pools that are too small for them to pay."""
-    monkeypatch.setattr(neighbours, "_LEAST_ROWS", 50)
+    monkeypatch.setattr(approximate, "_LEAST_ROWS", 50)
 
 
 def audited(x: Any, k: int = 10, recall: float = 0.9, **options: Any) -> tuple[tuple[Tensor, Tensor], Audit]:
@@ -307,9 +307,9 @@ def test_the_torch_backend_has_exact_neighbours_too() -> None:
 @pytest.mark.slow
 def test_the_bound_holds_over_many_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """300 graphs of different rows, measured on samples of 100: at most 5 % of the bounds are above the truth."""
-    monkeypatch.setattr(neighbours, "_LEAST_ROWS", 50)
-    monkeypatch.setattr(neighbours, "_SAMPLE", 100)
-    monkeypatch.setattr(neighbours, "_cells", lambda rows: 2)
+    monkeypatch.setattr(approximate, "_LEAST_ROWS", 50)
+    monkeypatch.setattr(approximate, "_SAMPLE", 100)
+    monkeypatch.setattr(approximate, "_cells", lambda rows: 2)
     above = 0
     for seed in range(300):
         x = clusters(2500, 24, seed)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dm2_fast.cli import main
+from dm2_fast.operations import approximate
 
 COMMAND = "select --features x.npy --head head.npz --budget 20 --dm2.k 5 --threads 1 --output"
 
@@ -38,7 +39,16 @@ def test_too_little_is_said_before_work(capsys: pytest.CaptureFixture[str]) -> N
         with pytest.raises(SystemExit):
             main([*COMMAND.split(), "one", "--memory", memory])
         assert said in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main([*COMMAND.split(), "one", "--memory", "1GB", "--dm2.recall", "0.9"])
-    assert "leave out recall, or memory" in capsys.readouterr().err
     assert not Path("one").exists()
+
+
+def test_an_approximate_graph_within_a_budget_writes_the_same_files(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(approximate, "_LEAST_ROWS", 50)
+    main([*COMMAND.split(), "one", "--dm2.recall", "0.8"])
+    assert "approximate neighbours: recall" in capsys.readouterr().out
+    main([*COMMAND.split(), "two", "--dm2.recall", "0.8", "--memory", "4MB"])
+    assert "approximate neighbours within 0.00 GB: codes and lists of all rows" in capsys.readouterr().out
+    for name in ("selected.csv", "scores.npy"):
+        assert Path("one", name).read_bytes() == Path("two", name).read_bytes()

@@ -6,15 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from dm2_fast import DM2Config, select
-from dm2_fast.operations import memory, neighbours
+from dm2_fast.operations import approximate, memory
 
 M, BUDGET = 4000, 60
 
 
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch) -> Tensor:
-    monkeypatch.setattr(neighbours, "_LEAST_ROWS", 50)
-    monkeypatch.setattr(neighbours, "_cells", lambda rows: 2)  # few, so that the graph is not exact
+    monkeypatch.setattr(approximate, "_LEAST_ROWS", 50)
+    monkeypatch.setattr(approximate, "_cells", lambda rows: 2)  # few, so that the graph is not exact
     rng = np.random.default_rng(0)
     hidden = rng.standard_normal((M, 5)) + 3 * rng.standard_normal((8, 5))[rng.integers(0, 8, M)]
     x = np.tanh(hidden @ rng.standard_normal((5, 32))) + 0.05 * rng.standard_normal((M, 32))

@@ -1,0 +1,170 @@
+"""How an approximate graph is made: more and more rows meet until an audit says that the recall is reached."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dm2_fast.operations import cpp
+from dm2_fast.operations.arguments import number, whole
+from dm2_fast.operations.audit import LOOKS, Audit, lower_bound, recall_of
+from dm2_fast.operations.knn import check_k
+from dm2_fast.progress import tqdm, write
+
+_LEAST_ROWS = 50_000  # below, the exact search costs no more
+_MOST_NEIGHBOURS = 50  # above, lists and joins cost more than the exact search
+_SAMPLE = 500  # rows whose exact neighbours are looked up to measure a graph
+_HOPELESS = 5.0  # times the misses that are allowed: more than later steps make good
+
+
+def _cells(rows: int) -> int:
+    """Cells that each row meets first: more in a larger pool, for the same recall."""
+    return max(6, round(20 * math.sqrt(rows / 1_000_000)))
+
+
+def slots(k: int) -> int:
+    """Rows in a list, for k neighbours."""
+    return k + max(2, 2 * k // 5)
+
+
+def may_pay(rows: int, k: int) -> bool:
+    """Whether an approximate graph may cost less than the exact one."""
+    return rows >= _LEAST_ROWS and k <= _MOST_NEIGHBOURS
+
+
+def check_native(module: Any, x: Tensor, backend: str) -> None:
+    """Raise unless this backend is the one that has approximate graphs."""
+    if module is not cpp:
+        raise RuntimeError(
+            f"recall= needs features on the CPU and the C++ backend, got {x.device} with backend={backend!r} "
+            "(move the features to the CPU, or leave recall out)"
+        )
+
+
+class AuditedGraph(ABC):
+    """A graph of neighbours that measures itself, wherever its rows and lists are.
+
+    Args:
+        recall: None for exact graphs; or the recall, in (0, 1), that a graph must have at least, with 95 % confidence.
+        seed: Of the rows that are drawn to measure a graph.
+        progress: Say what is done.
+
+    Attributes:
+        audit: How good the last graph is; None before the first.
+
+    Raises:
+        ValueError: recall is not between 0 and 1.
+    """
+
+    def __init__(self, recall: float | None, seed: int, progress: bool) -> None:
+        if recall is not None:
+            recall = number(
+                "recall", recall, "between 0 and 1, or None for exact neighbours", lambda value: 0 < value < 1
+            )
+        self.recall, self.seed = recall, whole("seed", seed)
+        self.audit: Audit | None = None
+        self._progress = progress
+        self._steps = self._ranks = self._slots = 0  # taken; cells that each row has met; rows in its list
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many rows there are, in all."""
+
+    def graph(self, k: int) -> tuple[Tensor, Tensor]:
+        """Find k near other rows of each row: `dm2_fast.knn`, exact or with at least the recall asked for.
+
+        Sets `audit`. Where the approximate search would cost more than the exact one, or cannot reach the recall, the
+        graph is the exact one, bit for bit. Distances are exact, and ordered with their indices as in `dm2_fast.knn`.
+
+        Raises:
+            ValueError: k is not in [1, rows - 1].
+        """
+        k = check_k(k, len(self) - 1, len(self))
+        if self.recall is None:
+            return self._exact(k, "exact neighbours were asked for")
+        if len(self) < _LEAST_ROWS:
+            return self._exact(k, f"below {_LEAST_ROWS} rows the exact search costs no more")
+        if k > _MOST_NEIGHBOURS:
+            return self._exact(k, f"for more than {_MOST_NEIGHBOURS} neighbours the exact search costs no more")
+        return self._approximate(k)
+
+    @abstractmethod
+    def of(self, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Find the exact k nearest other rows of some of the rows, given by their numbers (n,) int64."""
+
+    @abstractmethod
+    def _all_exact(self, k: int) -> tuple[Tensor, Tensor]:
+        """The exact graph."""
+
+    @abstractmethod
+    def _begin(self, k: int) -> None:
+        """Have lists for k neighbours, empty ones where those there are too short."""
+
+    @abstractmethod
+    def _probe(self, start: int, stop: int, report: Callable[[float], object]) -> None:
+        """Each row meets its nearest cells, of rank start to stop - 1."""
+
+    @abstractmethod
+    def _join(self, report: Callable[[float], object]) -> None:
+        """Each row meets the neighbours of its neighbours."""
+
+    @abstractmethod
+    def _found(self, rows: Tensor, k: int) -> Tensor:
+        """Distances (n, k) of the neighbours that the lists hold of some of the rows, (n,) ascending."""
+
+    @abstractmethod
+    def _lists(self, k: int) -> tuple[Tensor, Tensor]:
+        """The graph that the lists hold."""
+
+    def _exact(self, k: int, why: str) -> tuple[Tensor, Tensor]:
+        self._say(f"exact neighbours: {why}")
+        found = self._all_exact(k)
+        self.audit = Audit(1.0, 1.0, 0.0, len(self), "exact", why)
+        return found
+
+    def _approximate(self, k: int) -> tuple[Tensor, Tensor]:
+        """Meet more and more rows until the bound reaches what was asked."""
+        assert self.recall is not None
+        rng = np.random.default_rng(self.seed)
+        sample = torch.from_numpy(np.sort(rng.choice(len(self), min(_SAMPLE, len(self)), replace=False)))
+        exact = self.of(sample, k)[0]
+        self._begin(k)
+        for look in range(LOOKS):
+            if look > 0 or self._steps == 0:
+                self._step()
+            recalls = recall_of(self._found(sample, k), exact)
+            recall, bound = float(recalls.mean()), lower_bound(recalls)
+            if bound >= self.recall:
+                why = f"recall {recall:.4f}, at least {bound:.4f} with 95 % confidence, after {self._ranks} cells a row"
+                self._say(f"approximate neighbours: {why}")
+                below = float((recalls < 0.5).double().mean())
+                self.audit = Audit(recall, bound, below, len(sample), "approximate", why)
+                return self._lists(k)
+            if 1 - recall > _HOPELESS * (1 - self.recall):
+                break
+        return self._exact(k, f"the approximate search reached a recall of {recall:.4f} only")
+
+    def _step(self) -> None:
+        """Meet more rows: the nearest cells, then twice as many each time; and the neighbours of neighbours."""
+        if self._steps != 1:
+            start, stop = self._ranks, max(_cells(len(self)), 2 * self._ranks)
+            with self._bar(f"cells {start} to {stop}") as report:
+                self._probe(start, stop, report)
+            self._ranks = stop
+        with self._bar("neighbours of neighbours") as report:
+            self._join(report)
+        self._steps += 1
+
+    @contextmanager
+    def _bar(self, name: str) -> Iterator[Callable[[float], object]]:
+        with tqdm(total=100, desc=name, unit="%", leave=False, disable=None if self._progress else True) as bar:
+            yield lambda done: bar.update(int(100 * done) - bar.n)
+
+    def _say(self, text: str) -> None:
+        if self._progress:
+            write(text)

@@ -1,0 +1,341 @@
+"""Approximate neighbours of rows that several processes have, or a file: the graph of `Neighbours`, bit for bit.
+
+Each process encodes its own rows. The codes of all rows, 32 + d bytes each, go to every process, which puts them in the
+same cells. A process has the lists of its share of the cells; what these lists say about rows of other cells is sent to
+the process that has them. The distances of a list are computed from rows that are fetched as they are needed.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dm2_fast.operations import backends, cpp
+from dm2_fast.operations.approximate import AuditedGraph, check_native, may_pay, slots
+from dm2_fast.operations.in_parts import mapped, within
+from dm2_fast.operations.knn import Metric, UnitRows, check_k, knn, weights
+from dm2_fast.operations.memory import GraphPlan, Plan, graph_plan, plan, release, trim
+from dm2_fast.operations.shards import as_compared
+from dm2_fast.progress import write
+from dm2_fast.threads import threads_of_torch
+
+T = TypeVar("T")
+
+
+class Processes(Protocol):
+    """What this needs of `dm2_fast.distributed.group.Group`."""
+
+    rank: int
+    size: int
+
+    def gather_objects(self, value: T) -> list[T]: ...
+    def agree(self, work: Callable[[], T]) -> T: ...
+    def concatenate(self, rows: Tensor, counts: Sequence[int] | None = None) -> Tensor: ...
+    def exchange(self, sent: Sequence[Tensor]) -> list[Tensor]: ...
+
+
+class Alone:
+    """One process."""
+
+    rank, size = 0, 1
+
+    def gather_objects(self, value: T) -> list[T]:
+        return [value]
+
+    def agree(self, work: Callable[[], T]) -> T:
+        return work()
+
+    def concatenate(self, rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+        return rows
+
+    def exchange(self, sent: Sequence[Tensor]) -> list[Tensor]:
+        return list(sent)
+
+
+class GraphInParts(AuditedGraph):
+    """An approximate graph of rows that are spread over processes, all of which call the same methods.
+
+    Args:
+        data: The rows of this process, (n, d), on the CPU; rows are numbered through by rank.
+        metric, recall, seed, num_threads, progress: As in `dm2_fast.Neighbours`.
+        exact: What finds the exact graph of all rows, the part of it that is of the rows here, for k neighbours.
+        processes: The processes.
+        plan: How one process keeps within a memory; None for no limit.
+    """
+
+    def __init__(
+        self,
+        data: Tensor,
+        metric: Metric,
+        recall: float,
+        exact: Callable[[int], tuple[Tensor, Tensor]],
+        processes: Processes | None = None,
+        *,
+        plan: GraphPlan | None = None,
+        seed: int = 0,
+        num_threads: int | None = None,
+        progress: bool = False,
+    ) -> None:
+        self._processes: Processes = processes or Alone()
+        super().__init__(recall, seed, progress and self._processes.rank == 0)
+        self._plan, self._every_row_exact = plan, exact
+        self._weights = weights(metric, data.shape[1])
+        self._threads = num_threads or threads_of_torch()
+        counts = self._processes.gather_objects(len(data))
+        self._first: list[int] = np.cumsum([0, *counts]).tolist()
+        self._rows = self._scaled(data)
+        self._order = self._edges = torch.empty(0, dtype=torch.int64)
+        self._graph: Any = None
+
+    def __len__(self) -> int:
+        return self._first[-1]
+
+    def of(self, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The exact k nearest other rows of some of the rows, (n,) int64, which all processes name alike."""
+        return self._search(self._everywhere(rows), rows, k)
+
+    def _scaled(self, data: Tensor) -> UnitRows:
+        """The rows of this process, with one scale or two as all processes have it."""
+        rows = object.__new__(UnitRows)
+        rows.data, rows.block = data.view(torch.int16) if data.dtype == torch.bfloat16 else data, 1
+
+        def read() -> list[Tensor]:
+            scales = []
+            for start, stop in self._blocks(data):
+                scales.append(UnitRows(data[start:stop], "x", first=start).scale)
+                self._release(data)
+            return scales
+
+        scales = self._processes.agree(read)
+        two = any(self._processes.gather_objects(any(scale.ndim == 2 for scale in scales)))
+        number = torch.float64 if data.dtype == torch.float64 else torch.float32
+        scales.append(torch.empty((0, 2) if two else 0, dtype=number))
+        rows.scale = torch.cat([torch.stack((torch.ones_like(s), s), 1) if two and s.ndim == 1 else s for s in scales])
+        return rows
+
+    @property
+    def _here(self) -> int:
+        """The number of the first row of this process."""
+        return self._first[self._processes.rank]
+
+    def _blocks(self, rows: Tensor) -> Iterator[tuple[int, int]]:
+        """Where the rows begin and end that are read at a time: all of them where there is no budget."""
+        step = len(rows) if self._plan is None else self._plan.block // (4 * rows.shape[1] * rows.element_size())
+        for start in range(0, len(rows), max(1, step)):
+            yield start, min(start + step, len(rows))
+
+    def _release(self, *read: Tensor) -> None:
+        if self._plan is not None:
+            release(*read)
+
+    def _fetch(self, numbers: Tensor) -> tuple[UnitRows, Tensor, Tensor]:
+        """Rows of any process: a table of them, their numbers, ascending, and where each of `numbers` is in it."""
+        distinct, places = torch.unique(numbers, return_inverse=True)
+        asked = self._processes.exchange(self._by_owner(distinct, self._first))
+        table = object.__new__(UnitRows)
+        table.block = 1
+        table.data = torch.cat(self._processes.exchange([self._rows.data[rows - self._here] for rows in asked]))
+        table.scale = torch.cat(self._processes.exchange([self._rows.scale[rows - self._here] for rows in asked]))
+        self._release(self._rows.data)
+        return table, distinct, places
+
+    def _everywhere(self, numbers: Tensor) -> UnitRows:
+        """Rows of any process that all of them name alike."""
+        table, _, places = self._fetch(numbers)
+        return table.some(places)
+
+    def _by_owner(self, ascending: Tensor, edges: Sequence[int]) -> list[Tensor]:
+        ends = torch.searchsorted(ascending, torch.tensor(edges[1:-1], dtype=torch.int64))
+        return list(torch.tensor_split(ascending, ends))
+
+    def _search(self, queries: UnitRows, numbers: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The exact k nearest rows of all processes, but for those with the numbers of the queries."""
+        distances = torch.full((len(numbers), k), torch.inf, dtype=queries.scale.dtype)
+        indices = torch.full((len(numbers), k), torch.iinfo(torch.int64).max)
+        asked = self._typed(queries.data), queries.scale, numbers
+        for start, stop in self._blocks(self._rows.data):
+            rows = self._typed(self._rows.data[start:stop]), self._rows.scale[start:stop]
+            ids = torch.arange(self._here + start, self._here + stop)
+            cpp.knn(*asked, *rows, ids, distances, indices, *self._weights, num_threads=self._threads)
+            self._release(self._rows.data)
+        counts = [len(numbers)] * self._processes.size
+        every = [self._processes.concatenate(part, counts) for part in (distances, indices)]
+        distances, indices = (
+            part.unflatten(0, (self._processes.size, len(numbers))).transpose(0, 1).flatten(1) for part in every
+        )
+        indices, order = indices.sort(dim=1)
+        distances, last = distances.gather(1, order).sort(dim=1, stable=True)
+        return distances[:, :k].contiguous(), indices.gather(1, last)[:, :k].contiguous()
+
+    def _typed(self, data: Tensor) -> Tensor:
+        return data.view(torch.bfloat16) if data.dtype == torch.int16 else data
+
+    def _all_exact(self, k: int) -> tuple[Tensor, Tensor]:
+        self._graph, self._order = None, self._order[:0]
+        return self._every_row_exact(k)
+
+    def _begin(self, k: int) -> None:
+        if self._slots >= slots(k) and self._graph is not None:
+            return
+        index = self._index()
+        self._order = torch.from_numpy(index.places())
+        cells, size = torch.from_numpy(index.cells()), self._processes.size
+        shares = torch.tensor([len(self) * part // size for part in range(size)])
+        self._edges = torch.cat([cells[torch.searchsorted(cells, shares)], cells[-1:]])
+        _, kind = cpp.prepared(self._rows.scale.dtype)
+        self._graph = kind(index, np.arange(len(self)), slots(k), *self._own_places())
+        self._slots, self._steps, self._ranks = slots(k), 0, 0
+
+    def _own_places(self) -> tuple[int, int]:
+        rank = self._processes.rank
+        return int(self._edges[rank]), int(self._edges[rank + 1])
+
+    def _index(self) -> Any:
+        """The cells of the codes of all rows."""
+        d, frame = self._rows.data.shape[1], self._frame()
+        near, wide = (torch.empty(len(self._rows), bytes, dtype=torch.uint8) for bytes in (32, -(-d // 32) * 32))
+        for start, stop in self._blocks(self._rows.data):
+            part = slice(start, stop)
+            codes = near[part].numpy(), wide[part].numpy()
+            cpp.encode(self._rows.data[part], self._rows.scale[part], frame, *codes, num_threads=self._threads)
+            self._release(self._rows.data)
+        counts = [last - first for first, last in zip(self._first, self._first[1:], strict=False)]
+        near, wide = self._processes.concatenate(near, counts), self._processes.concatenate(wide, counts)
+        kind, _ = cpp.prepared(self._rows.scale.dtype)
+        with self._bar("prepare") as report:
+            index = kind(near.numpy(), wide.numpy(), d, num_threads=self._threads, report=report)
+        del near, wide
+        if self._plan is not None:
+            trim()
+        return index
+
+    def _frame(self) -> Any:
+        """How `Neighbours` encodes these rows: by a sample, and the exact neighbours of a few of it."""
+        numbers, probes, k = cpp.graph_sample(len(self), self._rows.data.shape[1])
+        sample = self._everywhere(numbers)
+        compared = as_compared(self._bits(sample), torch.arange(len(numbers)))
+        few = UnitRows(compared[:probes].contiguous(), "x", unit=False)
+        distances, _ = self._search(few, numbers[:probes], k)
+        kth = distances[:, -1].contiguous().numpy()
+        return cpp.frame(compared.float().numpy(), kth, *self._weights, graph=True, num_threads=self._threads)
+
+    def _bits(self, rows: UnitRows) -> UnitRows:
+        rows.data = self._typed(rows.data)
+        return rows
+
+    def _probe(self, start: int, stop: int, report: Callable[[float], object]) -> None:
+        self._tell(self._graph.probe(start, stop, num_threads=self._threads, report=report))
+
+    def _join(self, report: Callable[[float], object]) -> None:
+        frozen = None
+        if self._processes.size > 1:
+            own = torch.from_numpy(self._graph.freeze().view(np.int32))
+            frozen = self._processes.concatenate(own, self._edges.diff().tolist()).numpy().view(np.uint32)
+        self._tell(self._graph.join(frozen, num_threads=self._threads, report=report))
+
+    def _tell(self, offers: tuple[Any, Any]) -> None:
+        """Send what belongs into lists of other processes, and take what they send."""
+        if self._processes.size == 1:
+            return
+        places, entries = (torch.from_numpy(part.view(np.int64)) for part in offers)
+        places, order = places.sort()
+        counts = [len(part) for part in self._by_owner(places, self._edges.tolist())]
+        taken = (torch.cat(self._processes.exchange(part.split(counts))) for part in (places, entries[order]))
+        places, entries = taken
+        self._graph.take(places.numpy(), entries.numpy().view(np.uint64))
+
+    def _measured(self, rows: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k nearest of the rows that candidates (n, K) name to each of some rows, (n,)."""
+        named = torch.where(candidates < 0, rows[:, None], candidates)
+        table, ids, places = self._fetch(torch.cat([rows[:, None], named], 1))
+        distances = torch.empty(len(rows), k, dtype=table.scale.dtype)
+        indices = torch.empty(len(rows), k, dtype=torch.int64)
+        places[:, 1:][candidates < 0] = -1
+        own, lists = places[:, 0].contiguous(), places[:, 1:].contiguous()
+        if len(rows):
+            cpp.nearest(self._bits(table), ids, own, lists, *self._weights, distances, indices, self._threads)
+        return distances, indices
+
+    def _found(self, rows: Tensor, k: int) -> Tensor:
+        first, last = self._own_places()
+        held = first + torch.nonzero(torch.isin(self._order[first:last], rows))[:, 0]
+        lists = [torch.from_numpy(self._graph.candidates(place, place + 1)) for place in held.tolist()]
+        candidates = torch.cat([*lists, torch.empty(0, self._slots, dtype=torch.int64)])
+        found = self._measured(self._order[held], candidates, k)[0]
+        numbers, distances = self._processes.concatenate(self._order[held]), self._processes.concatenate(found)
+        return distances[numbers.argsort()]
+
+    def _lists(self, k: int) -> tuple[Tensor, Tensor]:
+        shape, like = (len(self._rows), k), torch.empty(0, dtype=self._rows.scale.dtype)
+        distances, indices = self._room(shape, like), self._room(shape, self._order[:0])
+        first, last = self._own_places()
+        step = 2**15 if self._plan is None else 2**13  # of files, as many pages are in memory, or more
+        blocks = max(self._processes.gather_objects(-(-(last - first) // step)))
+        for block in range(blocks):
+            start, stop = (min(last, first + step * i) for i in (block, block + 1))
+            rows, candidates = self._order[start:stop], torch.from_numpy(self._graph.candidates(start, stop))
+            rows, order = rows.sort()
+            found = self._measured(rows, candidates[order], k)
+            counts = [len(part) for part in self._by_owner(rows, self._first)]
+            back = [torch.cat(self._processes.exchange(part.split(counts))) for part in (rows, *found)]
+            distances[back[0] - self._here], indices[back[0] - self._here] = back[1:]
+            self._release(distances, indices)
+        self._graph, self._order = None, self._order[:0]
+        short = self._processes.concatenate(self._here + torch.nonzero(self._short(distances))[:, 0])
+        if len(short):
+            nearest, own = self.of(short, k), (short >= self._here) & (short < self._here + len(self._rows))
+            for values, exact in zip((distances, indices), nearest, strict=True):
+                values[short[own] - self._here] = exact[own]
+        return distances, indices
+
+    def _room(self, shape: tuple[int, int], like: Tensor) -> Tensor:
+        return like.new_empty(shape) if self._plan is None else mapped(shape, like)
+
+    def _short(self, distances: Tensor) -> Tensor:
+        """Rows that met fewer than k others."""
+        few = [part[:, -1].isinf() for part in distances.split(2**20)]
+        self._release(distances)
+        return torch.cat([*few, torch.empty(0, dtype=torch.bool)])
+
+
+def plan_of(x: Tensor, k: int, recall: float | None, memory: int | str) -> Plan | GraphPlan:
+    """How `dm2_fast.knn` keeps within a memory; a ValueError if it cannot."""
+    if recall is not None and may_pay(len(x), k):
+        return graph_plan(x, k, slots(k), memory)
+    return plan(x, k, memory, threads_of_torch())
+
+
+def graph_within(
+    x: Tensor,
+    k: int,
+    metric: Metric,
+    recall: float,
+    memory: int | str,
+    *,
+    backend: str = "auto",
+    num_threads: int | None = None,
+    progress: bool = False,
+) -> GraphInParts:
+    """What finds approximate neighbours of the rows of x within a memory, by a plan that is printed for progress.
+
+    Raises:
+        ValueError: memory is too little, and the message names the least that suffices; or k is out of range.
+        RuntimeError: the C++ backend cannot run.
+    """
+    check_k(k, len(x) - 1, len(x))
+    module = backends.resolve(backend, x, "knn")
+    check_native(module, x, backend)
+    how = plan_of(x, k, recall, memory)
+    of_graph = how if isinstance(how, GraphPlan) else None  # else `within` says it
+    if of_graph is not None and progress:
+        write(str(of_graph))
+
+    def exact(k: int) -> tuple[Tensor, Tensor]:
+        found = within(x, k, *weights(metric, x.shape[1]), memory, True, backend, num_threads, progress)
+        return (
+            knn(x, k, metric, backend=backend, num_threads=num_threads, progress=progress) if found is None else found
+        )
+
+    return GraphInParts(x, metric, recall, exact, plan=of_graph, num_threads=num_threads, progress=progress)

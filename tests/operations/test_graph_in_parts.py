@@ -1,0 +1,98 @@
+"""An approximate graph within a budget of memory is that of `Neighbours`, bit for bit."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import dm2_fast
+from dm2_fast import Neighbours
+from dm2_fast.operations import approximate, graph_in_parts
+from dm2_fast.operations.graph_in_parts import graph_within
+from dm2_fast.operations.memory import is_mapped
+
+M = 3000
+
+
+def _rows(m: int = M, d: int = 48) -> Tensor:
+    rng = np.random.default_rng(m)
+    hidden = rng.standard_normal((m, 5)) + 3 * rng.standard_normal((8, 5))[rng.integers(0, 8, m)]
+    x = np.tanh(hidden @ rng.standard_normal((5, d))) + 0.05 * rng.standard_normal((m, d))
+    return torch.from_numpy(x.astype(np.float32))
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(approximate, "_LEAST_ROWS", 50)
+    monkeypatch.setattr(approximate, "_cells", lambda rows: 2)  # few, so that the graph is not exact
+
+
+@pytest.mark.parametrize("memory", ["3MB", "1GB"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_every_budget_gives_the_same_bits(dtype: torch.dtype, memory: str) -> None:
+    x = _rows().to(dtype)
+    x[5] = 0
+    if dtype in (torch.float32, torch.float64):
+        x[9] *= 2.0**110  # with two scales
+    index = Neighbours(x, recall=0.8)
+    expected, within = index.graph(10), graph_within(x, 10, "literal", 0.8, memory)
+    found = within.graph(10)
+    assert within.audit == index.audit
+    assert within.audit is not None
+    assert within.audit.path == "approximate"
+    assert within.audit.recall < 1
+    assert torch.equal(found[1], expected[1])
+    assert torch.equal(found[0], expected[0])
+    assert is_mapped(found[0])
+    assert torch.equal(dm2_fast.knn(x, 10, recall=0.8, memory=memory)[1], expected[1])
+
+
+def test_more_steps_and_the_exact_search_after_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(approximate, "_cells", lambda rows: 1)
+    noise = torch.from_numpy(np.random.default_rng(0).standard_normal((M, 200), np.float32))
+    for x, recall, path in ((_rows(), 0.985, "approximate"), (noise, 0.99, "exact")):
+        index, within = Neighbours(x, "l1", recall), graph_within(x, 7, "l1", recall, "20MB")
+        expected, found = index.graph(7), within.graph(7)
+        assert within.audit == index.audit
+        assert within.audit is not None
+        assert within.audit.path == path
+        assert index._steps > 1 or path == "exact"
+        assert torch.equal(found[1], expected[1])
+        assert torch.equal(found[0], expected[0])
+
+
+def test_rows_that_met_too_few_others_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = _rows(400)
+    measured = graph_in_parts.GraphInParts._measured
+
+    def fewer(self: Any, rows: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        candidates[rows % 7 == 0, 3:] = -1
+        return measured(self, rows, candidates, k)
+
+    monkeypatch.setattr(graph_in_parts.GraphInParts, "_measured", fewer)
+    found, exact = graph_within(x, 10, "literal", 0.5, "5MB").graph(10), dm2_fast.knn(x, 10)
+    assert torch.equal(found[1][::7], exact[1][::7])
+    assert torch.equal(found[0][::7], exact[0][::7])
+
+
+def test_exact_neighbours_of_some_rows() -> None:
+    x, rows = _rows(), torch.tensor([2999, 4, 5, 17, 0])
+    found, expected = graph_within(x, 8, "rms", 0.9, "10MB").of(rows, 8), dm2_fast.knn(x, 8, "rms")
+    assert torch.equal(found[1], expected[1][rows])
+    assert torch.equal(found[0], expected[0][rows])
+
+
+def test_too_little_memory_names_the_least_that_suffices() -> None:
+    x = _rows()
+    with pytest.raises(ValueError, match=r"memory must be at least (\d+)MB for approximate neighbours") as error:
+        dm2_fast.knn(x, 10, recall=0.9, memory="1MB")
+    least = int(str(error.value).split("at least ")[1].split("MB")[0])
+    dm2_fast.knn(x, 10, recall=0.9, memory=f"{least}MB")
+    with pytest.raises(ValueError, match="at least"):
+        dm2_fast.knn(x, 10, recall=0.9, memory=f"{least - 1}MB")
+    with pytest.raises(RuntimeError, match="C\\+\\+ backend"):
+        dm2_fast.knn(x, 10, recall=0.9, memory="1GB", backend="torch")
+    with pytest.raises(ValueError, match=r"k must be in \[1, 2999\]"):
+        dm2_fast.knn(x, M, recall=0.9, memory="1GB")
