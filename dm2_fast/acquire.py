@@ -89,8 +89,8 @@ def select(
             memory is halved, with a warning.
         backend, num_threads, progress: As in `dm2_fast.knn`.
         prepare: "auto" runs a copy of the model that is prepared for inference, if its logits are those of the model
-            to 1e-4 of the largest; "off" runs the model as it is. `Picked.prepared` says what was done. On a GPU also
-            whether it runs as a CUDA graph, batches are copied ahead, and features that do not fit go to the host.
+            to 1e-4 of the largest, on a GPU as a CUDA graph, with batches copied ahead, and with features on the host
+            if they do not fit; "off" runs the model as it is. `Picked.prepared` says what was done.
         autocast: torch.float16 or torch.bfloat16, to run the model under `torch.autocast`.
         num_workers: Processes that read the samples of a Dataset; 0 reads in this one.
         entries: Which entries of the Dataset's tuples or dicts are inputs of the model, as ("input_ids",

@@ -43,6 +43,7 @@ def fed(make: Callable[..., Any], starts: Sequence[int], device: torch.device) -
             if slot.pinned is None or slot.copy is None:
                 with cuda.stream(main):  # to which the memory goes back
                     slot.pinned, slot.copy = batch.pin_memory(), torch.empty_like(batch, device=device)
+                slot.consumed.record(main)  # by whatever had the memory before
             elif batch is not slot.pinned:
                 slot.pinned.copy_(batch)
             side.wait_event(slot.consumed)

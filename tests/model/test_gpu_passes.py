@@ -129,6 +129,15 @@ def test_batches_arrive_whole_and_in_order_however_late_copies_and_kernels_run(
     assert torch.equal(torch.stack(used), torch.arange(0.0, 4 * count, 4)[:, None, None].expand(-1, 4, 3))
 
 
+def test_the_first_copy_waits_for_what_had_the_memory_before(cuda: SimpleNamespace) -> None:
+    streams, done = list[Stream](), list[bool]()
+    cuda.Stream = lambda device: streams.append(Stream()) or streams[0]
+    cuda.main.work.append(lambda: done.append(True))
+    next(fed(lambda start, out: torch.ones(3), range(1), CPU))
+    streams[0].finish()
+    assert done == [True]
+
+
 def test_an_error_of_the_pool_comes_with_its_batch(cuda: SimpleNamespace) -> None:
     def make(start: int, out: Tensor | None) -> Tensor:
         if start == 8:
