@@ -14,6 +14,7 @@ from dm2_fast.distributed.finished import Finished
 from dm2_fast.distributed.group import Group
 from dm2_fast.distributed.offline import Merged, Shard, Waiting
 from dm2_fast.distributed.part import Part, bounds
+from dm2_fast.distributed.shared_pool import read_together
 from dm2_fast.model.dataset_pool import DatasetPool
 from dm2_fast.model.functions import as_module
 from dm2_fast.model.passes import ForwardPass
@@ -47,11 +48,12 @@ def select(
     choice of one process: where they compute on like machines, bit for bit.
 
     Args:
-        pool: As in `dm2_fast.select`, but for Datasets: all of the pool, a file that each process maps, say. A process
-            reads its part and the neighbours that its samples are mixed with.
+        pool: As in `dm2_fast.select`: all of the pool, a file that each process maps, say. A process reads its part and
+            the neighbours that its samples are mixed with. Of a Dataset, each process reads a part of the samples into
+            a temporary file that all of them map.
         group: A torch.distributed group; None for all processes.
-        running: normalize, head, batch_size, backend, num_threads, prepare, autocast, multilabel, these_are_logits, as
-            in `dm2_fast.select`; so are all other arguments.
+        running: normalize, head, batch_size, backend, num_threads, prepare, autocast, multilabel, these_are_logits,
+            entries, num_workers, as in `dm2_fast.select`; so are all other arguments.
 
     Returns:
         As `dm2_fast.select`, in every process; neighbours, distances and mixture in that of rank 0 only.
@@ -62,11 +64,14 @@ def select(
     """
     processes = Group(group)
 
+    reading: dict[str, Any] = {name: running.pop(name) for name in ("entries", "num_workers") if name in running}
+    reading["progress"] = progress and processes.rank == 0
+    samples = processes.agree(lambda: open_pool(pool, "pool", **reading))
+    if isinstance(samples, DatasetPool):
+        read_together(samples, processes)
+
     def asked() -> Round:
-        samples = open_pool(pool, "pool")
-        if isinstance(samples, DatasetPool):
-            raise TypeError("pool is a Dataset, which one process reads: pass an array, of a file that is mapped, say")
-        others = None if labelled is None else open_pool(labelled, "labelled")
+        others = None if labelled is None else open_pool(labelled, "labelled", **reading)
         forward = ForwardPass(as_module(model), samples, progress=progress, **running)
         names = check_names(ids, len(forward.inputs))
         return Round(forward, seed, round, row_ids, others, labels, names=names, ties=ties)

@@ -78,15 +78,22 @@ class DatasetPool:
             OSError: there is no room for the samples, or a process that reads ended.
         """
         if self.samples is None:
-            self.samples = self._read()
+            self.samples = self.joined(self.part(range(len(self))))
         return self.samples
 
-    def _read(self) -> Tensor | Together:
-        m = len(self)
-        if m == 0:
+    def joined(self, tensors: "dict[str | int, Tensor]") -> Tensor | Together:
+        """What the samples are, from their inputs by name."""
+        if self.entries is None:
+            return next(iter(tensors.values()))
+        by_name = all(isinstance(entry, str) for entry in self.entries)
+        return Together({str(key): value for key, value in tensors.items()} if by_name else tuple(tensors.values()))
+
+    def part(self, rows: range) -> "dict[str | int, Tensor]":
+        """The inputs of some samples by name, one after another; nothing where there are no rows. Raises as `read`."""
+        if len(self) == 0:
             raise ValueError(f"{self.name} must hold at least one sample, got an empty {type(self.dataset).__name__}")
         stores: dict[str | int, _Store] = {}
-        turns = _Turns(m)
+        turns = _Turns(rows)
         loader: DataLoader[Any] = DataLoader(
             _Named(self.dataset, self.entries, self.name),
             batch_sampler=turns,
@@ -98,23 +105,19 @@ class DatasetPool:
             threads.guarding(torch.device("cpu")),  # a Dataset may draw from torch's random state, as models do
             torch.random.fork_rng([]),
             ExitStack() as files,
-            tqdm(desc="read", total=m, leave=False, disable=None if self.progress else True) as bar,
+            tqdm(desc="read", total=len(rows), leave=False, disable=None if self.progress else True) as bar,
         ):
             for parts in self._batches(loader):
                 if isinstance(parts, _Failure):
                     raise parts.error()
                 for key, samples in parts.items():
                     if key not in stores:
-                        stores[key] = _Store(samples[0], m, self.memory // len(parts), files)
+                        stores[key] = _Store(samples[0], rows, self.memory // len(parts), files)
                     stores[key].add(samples, self.name if len(parts) == 1 else f"{self.name}[{key!r}]")
                 firsts = [samples[0] for samples in parts.values()]
                 bar.update(len(samples))
                 turns.size = max(_READ_TOGETHER, min(_MOST_TOGETHER, _SMALL // max(1, *(s.numel() for s in firsts))))
-            tensors = {key: store.tensor() for key, store in stores.items()}
-        if self.entries is None:
-            return next(iter(tensors.values()))
-        by_name = all(isinstance(entry, str) for entry in self.entries)
-        return Together({str(key): value for key, value in tensors.items()} if by_name else tuple(tensors.values()))
+            return {key: store.tensor() for key, store in stores.items()}
 
     def _batches(self, loader: DataLoader[Any]) -> Iterator[Any]:
         """What the processes read.
@@ -136,13 +139,13 @@ class DatasetPool:
 class _Turns:
     """The rows in order, in batches whose size may change on the way."""
 
-    def __init__(self, m: int) -> None:
-        self.m, self.size = m, _READ_TOGETHER
+    def __init__(self, rows: range) -> None:
+        self.rows, self.size = rows, _READ_TOGETHER
 
     def __iter__(self) -> Iterator[list[int]]:
-        start = 0
-        while start < self.m:
-            rows = list(range(start, min(self.m, start + self.size)))
+        start = self.rows.start
+        while start < self.rows.stop:
+            rows = list(range(start, min(self.rows.stop, start + self.size)))
             start += len(rows)
             yield rows
 
@@ -269,7 +272,8 @@ def _bits(values: Tensor) -> NDArray[Any]:
 class _Store:
     """Samples of one shape as they come, in memory or in a file without a name."""
 
-    def __init__(self, first: Tensor, m: int, memory: int, files: ExitStack) -> None:
+    def __init__(self, first: Tensor, rows: range, memory: int, files: ExitStack) -> None:
+        m, self.first = len(rows), rows.start
         self.m, self.shape, self.dtype, self.filled = m, first.shape, first.dtype, 0
         self.size = m * first.numel() * first.element_size()
         self.held: NDArray[Any] | None = None
@@ -284,9 +288,15 @@ class _Store:
         for i, sample in enumerate(samples if isinstance(samples, list) else samples[:1]):
             if sample.shape != self.shape or sample.dtype != self.dtype:
                 raise ValueError(
-                    f"row {self.filled + i} of {name} is {_described(sample.shape, sample.dtype)}, and row 0 is "
-                    f"{_described(self.shape, self.dtype)}: give the data set a transform that makes all samples "
-                    f"alike, such as {'Resize and CenterCrop' if len(self.shape) > 1 else 'padding to one length'}"
+                    unlike(
+                        name,
+                        self.first + self.filled + i,
+                        sample.shape,
+                        sample.dtype,
+                        self.first,
+                        self.shape,
+                        self.dtype,
+                    )
                 )
         assert isinstance(samples, Tensor)  # those that differ among themselves differ from the first
         if self.held is not None:
@@ -303,6 +313,17 @@ class _Store:
         self.file.flush()
         mapped = np.memmap(self.file, np.uint8, "r+", shape=(self.size,))
         return torch.from_numpy(mapped).view(self.dtype).view(self.m, *self.shape)
+
+
+def unlike(
+    name: str, row: int, shape: Sequence[int], dtype: torch.dtype, first: int, other: Sequence[int], kind: torch.dtype
+) -> str:
+    """That two samples differ, in words."""
+    return (
+        f"row {row} of {name} is {_described(shape, dtype)}, and row {first} is {_described(other, kind)}: give the "
+        f"data set a transform that makes all samples alike, such as "
+        f"{'Resize and CenterCrop' if len(other) > 1 else 'padding to one length'}"
+    )
 
 
 def _described(shape: Sequence[int], dtype: torch.dtype) -> str:

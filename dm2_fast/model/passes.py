@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -20,6 +20,7 @@ from dm2_fast.model.from_arrays import NoModel
 from dm2_fast.model.functions import FunctionModel
 from dm2_fast.model.graph import Graphed
 from dm2_fast.model.head import check_model, evaluating, find_head, inferring, model_device, on_gpu
+from dm2_fast.model.kept_features import KeptFeatures, Outputs
 from dm2_fast.model.limits import first_line, out_of_memory
 from dm2_fast.model.outputs import inputs_as_features, outputs
 from dm2_fast.model.pools import Pool, read, unmixable
@@ -134,6 +135,10 @@ class ForwardPass:
             own = inputs_as_features(self.model, self.pool, self.rows, self.memory)
             if own is not None:
                 return own, self.logits()
+        if self.memory is not None and len(self) > 0 and model_device(self.model).type == "cpu":
+            kept = KeptFeatures(len(self))
+            parts = self._run("features", None, features=True, each=kept.take)
+            return kept.features, self._logits_of(parts)
         parts = self._run("features", None, features=True)
         return torch.cat([features for features, _ in parts]), self._logits_of(parts)
 
@@ -230,9 +235,11 @@ class ForwardPass:
         return self.autocast
 
     def _run(
-        self, name: str, recipe: Recipe | None, features: bool = False, rows: Tensor | None = None
-    ) -> list[tuple[Tensor, Tensor]]:
-        """(features, logits) of the plain or mixed pool, or of some rows, in parts; no features are logits instead."""
+        self, name: str, recipe: Recipe | None, features: bool = False, rows: Tensor | None = None,
+        each: Callable[[Outputs], Outputs] = list,
+    ) -> Outputs:  # fmt: skip
+        """(features, logits) of the plain or mixed pool, or of some rows, in parts; no features are logits instead.
+        each: What is kept of each part, in order."""
         rows = self.rows if rows is None else rows
         if rows is not None and len(rows) == 0:  # the shapes of what there is nothing of
             one = None if recipe is None else Recipe(rows.new_zeros(1, 0), None, torch.ones(1))
@@ -245,7 +252,7 @@ class ForwardPass:
         starts, shortage = range(0, m, size), ""
         ahead = self._ahead(engine, recipe, starts, rows)
 
-        def run(start: int) -> list[tuple[Tensor, Tensor]]:
+        def run(start: int) -> Outputs:
             nonlocal limit, shortage
             parts, end = [], min(start + size, m)
             with inferring(device, autocast):
@@ -277,10 +284,10 @@ class ForwardPass:
         if engine.threads:  # a copy, so that no call waits for another, and no operator for another thread
             workers = self.num_threads or threads.threads_of_torch()
             with closing(threads.each(run, starts, workers)) as found:
-                parts = list(self._bar(found, name, len(starts)))
+                parts = [each(some) for some in self._bar(found, name, len(starts))]
         else:
             with evaluating(self.model), nullcontext() if ahead is None else closing(ahead):
-                parts = list(self._bar(map(run, starts), name, len(starts)))
+                parts = [each(some) for some in self._bar(map(run, starts), name, len(starts))]
         if limit < size:
             warnings.warn(
                 f"not enough memory for {size} rows at a time, now {limit}: {shortage}",

@@ -16,12 +16,13 @@ from dm2_fast.operations import backends, cpp
 from dm2_fast.operations.approximate import AuditedGraph, check_native, may_pay, slots
 from dm2_fast.operations.in_parts import mapped, within
 from dm2_fast.operations.knn import Metric, UnitRows, check_k, knn, weights
-from dm2_fast.operations.memory import GraphPlan, Plan, graph_plan, plan, release, trim
+from dm2_fast.operations.memory import GraphPlan, Plan, graph_plan, plan, release, releasing, trim
 from dm2_fast.operations.shards import as_compared
 from dm2_fast.progress import write
 from dm2_fast.threads import threads_of_torch
 
 T = TypeVar("T")
+_AROUND = 2**16  # bytes of a file that the system maps where one of them is read
 
 
 class Processes(Protocol):
@@ -85,6 +86,7 @@ class GraphInParts(AuditedGraph):
         self._threads = num_threads or threads_of_torch()
         counts = self._processes.gather_objects(len(data))
         self._first: list[int] = np.cumsum([0, *counts]).tolist()
+        self._give_back = (lambda: None) if plan is None else releasing(data)
         self._rows = self._scaled(data)
         self._order = self._edges = torch.empty(0, dtype=torch.int64)
         self._graph: Any = None
@@ -105,7 +107,7 @@ class GraphInParts(AuditedGraph):
             scales = []
             for start, stop in self._blocks(data):
                 scales.append(UnitRows(data[start:stop], "x", first=start).scale)
-                self._release(data)
+                self._give_back()
             return scales
 
         scales = self._processes.agree(read)
@@ -136,10 +138,20 @@ class GraphInParts(AuditedGraph):
         asked = self._processes.exchange(self._by_owner(distinct, self._first))
         table = object.__new__(UnitRows)
         table.block = 1
-        table.data = torch.cat(self._processes.exchange([self._rows.data[rows - self._here] for rows in asked]))
+        table.data = torch.cat(self._processes.exchange([self._taken(rows - self._here) for rows in asked]))
         table.scale = torch.cat(self._processes.exchange([self._rows.scale[rows - self._here] for rows in asked]))
-        self._release(self._rows.data)
         return table, distinct, places
+
+    def _taken(self, rows: Tensor) -> Tensor:
+        """Copies of some of the rows here; of files, few pages are in memory at a time."""
+        if self._plan is None:
+            return self._rows.data[rows]
+        taken = self._rows.data.new_empty(len(rows), self._rows.data.shape[1])
+        step = max(64, self._plan.block // _AROUND)
+        for part, copies in zip(rows.split(step), taken.split(step), strict=True):
+            copies.copy_(self._rows.data[part])
+            self._give_back()
+        return taken
 
     def _everywhere(self, numbers: Tensor) -> UnitRows:
         """Rows of any process that all of them name alike."""
@@ -159,7 +171,7 @@ class GraphInParts(AuditedGraph):
             rows = self._typed(self._rows.data[start:stop]), self._rows.scale[start:stop]
             ids = torch.arange(self._here + start, self._here + stop)
             cpp.knn(*asked, *rows, ids, distances, indices, *self._weights, num_threads=self._threads)
-            self._release(self._rows.data)
+            self._give_back()
         counts = [len(numbers)] * self._processes.size
         every = [self._processes.concatenate(part, counts) for part in (distances, indices)]
         distances, indices = (
@@ -200,7 +212,7 @@ class GraphInParts(AuditedGraph):
             part = slice(start, stop)
             codes = near[part].numpy(), wide[part].numpy()
             cpp.encode(self._rows.data[part], self._rows.scale[part], frame, *codes, num_threads=self._threads)
-            self._release(self._rows.data)
+            self._give_back()
         counts = [last - first for first, last in zip(self._first, self._first[1:], strict=False)]
         near, wide = self._processes.concatenate(near, counts), self._processes.concatenate(wide, counts)
         kind, _ = cpp.prepared(self._rows.scale.dtype)

@@ -4,7 +4,9 @@ import ctypes
 import mmap
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -146,10 +148,18 @@ def release(*read: object) -> None:
     """Give back the memory of what was read of tensors and arrays that lie in mapped files; the files are read again
     when it is needed. Anything else is left alone."""
     for x in read:
-        mapping = _mapping(as_tensor(x, "x")) if isinstance(x, (Tensor, np.ndarray)) else None
-        if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
-            first, last = mapping
-            ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
+        if isinstance(x, (Tensor, np.ndarray)):
+            releasing(as_tensor(x, "x"))()
+
+
+def releasing(x: Tensor) -> Callable[[], object]:
+    """What does `release(x)` again and again, while there is x."""
+    mapping = _mapping(x)
+    if mapping is None or not hasattr(mmap, "MADV_DONTNEED"):
+        return lambda: None
+    first, last = mapping
+    call = ctypes.CDLL(None).madvise
+    return partial(call, ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
 
 
 def trim() -> None:
@@ -164,8 +174,9 @@ def _mapping(x: Tensor) -> tuple[int, int] | None:
     if x.device.type != "cpu" or not maps.exists():
         return None
     for line in maps.read_text().splitlines():
-        addresses, access, _, _, inode, *_ = line.split()
+        addresses, _, rest = line.partition(" ")
         first, last = (int(end, 16) for end in addresses.split("-"))
         if first <= at < last:
+            access, _, _, inode, *_ = rest.split()
             return (first, last) if access.endswith("s") and inode != "0" else None
     return None

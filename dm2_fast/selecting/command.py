@@ -25,7 +25,7 @@ from dm2_fast.experiment.machine import reproducible, usable_device
 from dm2_fast.model.passes import ForwardPass
 from dm2_fast.model.pools import are_integers
 from dm2_fast.operations.arrays import ArrayLike, as_tensor
-from dm2_fast.operations.graph_in_parts import plan_of
+from dm2_fast.operations.graph_in_parts import Alone, plan_of
 from dm2_fast.operations.mix import Normalize
 from dm2_fast.round import Picked, Round
 from dm2_fast.selecting import label_studio
@@ -88,22 +88,24 @@ def _select(
     config = replace(config, options=strategies.get(config.strategy).checked(config.options))
     output = config.output or _default_output(config)
 
-    def read() -> tuple[list[str] | None, NDArray[Any], list[str], NDArray[np.int64], Tensor | None]:
+    together: Any = Alone() if group is None else group
+
+    def check() -> None:
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise FileExistsError(f"{output} is there already: name another --output")
-        if group is not None and config.pool is not None and config.pool.is_dir():
-            raise ValueError(
-                f"{config.pool} is a folder, which one process reads: give a .npy file, or use one process"
-            )
-        ids, array, damaged = _samples(config)
+
+    together.agree(check)
+    ids, array, damaged = _samples(config, group)
+
+    def read() -> tuple[NDArray[np.int64], Tensor | None]:
         labelled, labels = read_labelled(config.labelled, len(array), ids, config.classes)
         if config.budget > len(array) - len(labelled):
             left = count(len(array) - len(labelled), "row")
             raise ValueError(f"budget {config.budget} is more than the {left} without a label")
         output.parent.mkdir(parents=True, exist_ok=True)
-        return ids, array, damaged, labelled, labels
+        return labelled, labels
 
-    ids, array, damaged, labelled, labels = read() if group is None else group.agree(read)
+    labelled, labels = together.agree(read)
     unlabelled = np.flatnonzero(np.bincount(labelled, minlength=len(array)) == 0)
     parts = parts_folder(config, output) if merge is None else merge[0]
     threads = config.threads or (torchrun.threads() if group is not None else None)
@@ -194,14 +196,14 @@ def _default_output(config: SelectConfig) -> Path:
     return Path("selections") / f"{source.stem}-{config.strategy}-seed{config.seed}-round{config.round}"
 
 
-def _samples(config: SelectConfig) -> tuple[list[str] | None, NDArray[Any], list[str]]:
+def _samples(config: SelectConfig, group: Group | None) -> tuple[list[str] | None, NDArray[Any], list[str]]:
     """The ids of the rows, if they have any, the samples, and the names of damaged images, which are left out."""
     if config.pool is not None and config.pool.is_dir():
         if config.ids is not None:
             raise ValueError("leave out --ids: the images of a folder are called by their file names")
         if config.layout != "nchw":
             raise ValueError("leave out --layout: it belongs to a .npy file, and images of a folder need none")
-        return read_images(config.pool, config.size or 224, config.skip_damaged, config.workers)
+        return read_images(config.pool, config.size or 224, config.skip_damaged, config.workers, group)
     array = _array(config)
     for name, given in (("skip-damaged", config.skip_damaged), ("size", config.size is not None)):
         if given:

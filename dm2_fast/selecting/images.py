@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dm2_fast.distributed.group import Group
+from dm2_fast.distributed.shared_pool import read_together
 from dm2_fast.model.dataset_pool import DatasetPool
 from dm2_fast.model.together import Together
 from dm2_fast.words import count
@@ -19,13 +21,14 @@ _OTHER_KINDS = (".heic", ".heif", ".avif", ".jp2", ".dng", ".cr2", ".nef", ".arw
 
 
 def read_images(
-    folder: Path, size: int, skip_damaged: bool = False, workers: int = 0
+    folder: Path, size: int, skip_damaged: bool = False, workers: int = 0, group: Group | None = None
 ) -> tuple[list[str], NDArray[np.uint8], list[str]]:
     """Read all images below a folder, resized and cropped as the evaluation on ImageNet does it.
 
     Specifically, the shorter side becomes `round(size * 256 / 224)` pixels (bilinear with antialiasing), and the middle
     size x size pixels are kept; colours are RGB, of 16 bits the upper 8, and the orientation that a camera noted is
-    applied. Photographs in formats that cannot be read here are left out, with a warning.
+    applied. Photographs in formats that cannot be read here are left out, with a warning. Of a group, each process
+    reads a part of them, and all have all.
 
     Returns:
         The names, relative to the folder and in their order; the images (m, 3, size, size) uint8, in memory or in a
@@ -49,9 +52,11 @@ def read_images(
             f"{', '.join(sorted(set(others)))} to .jpg",
             stacklevel=2,
         )
-    pool = DatasetPool(_Images(files, size), (0, 1), workers, progress=True, name="pool").read()
-    assert isinstance(pool, Together)
-    images, whole = (part.numpy() for part in pool.parts.values())
+    speaks = group is None or group.rank == 0
+    pool = DatasetPool(_Images(files, size), (0, 1), workers, progress=speaks, name="pool")
+    samples = pool.read() if group is None else read_together(pool, group)
+    assert isinstance(samples, Together)
+    images, whole = (part.numpy() for part in samples.parts.values())
     damaged = [name for name, good in zip(names, whole, strict=True) if not good]
     if len(damaged) == len(names):
         raise ValueError(f"all {len(names)} images below {folder} are damaged")
@@ -63,8 +68,10 @@ def read_images(
     if not damaged:
         return names, images, []
     rows = np.flatnonzero(whole)
-    for place, row in enumerate(rows):  # in place, since they may be larger than memory
+    for place, row in enumerate(rows if speaks else ()):  # in place, since they may be larger than memory
         images[place] = images[row]
+    if group is not None:
+        group.agree(lambda: None)  # all of them are in their places
     return [names[row] for row in rows], images[: len(rows)], damaged
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dm2_fast.model.limits import first_line
 from dm2_fast.model.linear_head import linear_head
 from dm2_fast.operations.arrays import name_rows
+from dm2_fast.operations.memory import release
 from dm2_fast.progress import tqdm
 from dm2_fast.selecting.names import RowNames, remedy
 
@@ -107,6 +108,7 @@ def contiguous(array: NDArray[Any], rows: NDArray[np.int64], scratch: Path) -> N
         step = max(1, _BLOCK_BYTES // (array.shape[1] * dtype.itemsize))
         for start in tqdm(range(0, len(rows), step), desc="unlabelled rows", leave=False, disable=None):
             file.write(some[start : start + step].astype(dtype, copy=False).data)
+            release(array)
         file.flush()
         return np.memmap(file, dtype, "r", shape=some.shape)
 

@@ -138,6 +138,30 @@ def test_a_graph_that_was_finished_is_not_made_again(files: Path, monkeypatch: p
     assert _same(files / "alone", files / "killed")
 
 
+def test_two_processes_read_a_folder_of_images(files: Path) -> None:
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    (files / "photos").mkdir()
+    for i in range(60):
+        Image.fromarray(rng.integers(0, 256, (18, 20, 3), dtype=np.uint8)).save(files / "photos" / f"{i:02}.png")
+    for i in (3, 40):
+        (files / "photos" / f"{i:02}.png").write_bytes(b"no picture")
+    (files / "my_model.py").write_text(
+        "import torch\n\ndef build():\n    torch.manual_seed(0)\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 8), torch.nn.Linear(8, 3))\n"
+    )
+    fixed = "select --pool photos --model my_model:build --size 16 --budget 5 --dm2.k 3 --threads 1 --batch-size 16"
+    command = [*fixed.split(), "--skip-damaged", "--output"]
+    main([*command, "alone"])
+    first, second = _run(files, [*command, "two"])
+    assert first is not None
+    assert second is not None
+    assert first[0] == second[0] == 0, first[1]
+    assert second[1] == ""
+    assert _same(files / "alone", files / "two")
+
+
 def test_what_is_wrong_is_said_once(files: Path) -> None:
     found = _run(files, _command("two", "--strategy", "prob-cover"))
     assert [one[0] for one in found if one] == [2, 2]

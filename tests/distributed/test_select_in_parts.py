@@ -1,5 +1,6 @@
 """A choice by several processes is that of one."""
 
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,9 @@ from torch import nn
 
 import dm2_fast
 from dm2_fast.distributed.acquire import select
+from dm2_fast.distributed.group import Group
+from dm2_fast.distributed.shared_pool import read_together
+from dm2_fast.model.dataset_pool import DatasetPool
 
 Call = Callable[..., list[Any]]
 
@@ -96,6 +100,54 @@ def test_tokens_and_names(in_processes: Call) -> None:
     found = in_processes(_select, [(model, tokens, "dm2", options, {"ids": names, "batch_size": 32})] * 2)
     expected = dm2_fast.select(model, tokens, 30, "dm2", options, ids=names, batch_size=32)
     assert found[0].ids == found[1].ids == expected.ids
+
+
+class Images(torch.utils.data.Dataset[Any]):
+    """Some samples of other shapes, or that cannot be read."""
+
+    def __init__(self, m: int, odd: int | None = None, broken: int | None = None) -> None:
+        self.m, self.odd, self.broken = m, odd, broken
+
+    def __len__(self) -> int:
+        return self.m
+
+    def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
+        if row == self.broken:
+            raise OSError("no such picture")
+        size = 8 if self.odd is None or row < self.odd else 9
+        return torch.from_numpy(np.random.default_rng(row).integers(0, 256, (1, size, size), dtype=np.uint8)), row % 3
+
+
+@pytest.mark.parametrize(("processes", "m"), [(3, 500), (4, 70)])
+def test_a_dataset_is_read_by_all_of_them(in_processes: Call, processes: int, m: int) -> None:
+    _check(in_processes, processes, "dm2", dm2_fast.DM2Config(k=4), pool=Images(m), batch_size=32)
+    _check(in_processes, 2, "coreset", pool=Images(m), num_workers=1, labelled=Images(5), batch_size=32)
+
+
+def test_what_is_wrong_with_a_dataset_is_said_by_all(in_processes: Call) -> None:
+    for pool, message in (
+        (Images(90, broken=77), "pool raised OSError when asked for row 77: no such picture"),
+        (Images(90, odd=50), r"row 50 of pool is uint8 of shape \(1, 9, 9\), and row 45 is uint8 of shape \(1, 8, 8\)"),
+        (Images(90, odd=45), r"row 45 of pool is uint8 of shape \(1, 9, 9\), and row 0 is uint8 of shape \(1, 8, 8\)"),
+        (Images(0), "pool must hold at least one sample, got an empty Images"),
+    ):
+        with pytest.raises((RuntimeError, ValueError), match=message):
+            in_processes(_select, [(_model(), pool, "margin", None, {})] * 2)
+
+
+def _without_a_folder(group: Any, pool: Images) -> None:
+    if group.rank() == 0:
+        made, tempfile.mkdtemp = tempfile.mkdtemp, lambda: "/no/such/folder"  # type: ignore[assignment]
+    try:
+        read_together(DatasetPool(pool), Group(group))
+    finally:
+        if group.rank() == 0:
+            tempfile.mkdtemp = made
+
+
+def test_processes_that_share_no_folder_say_so(in_processes: Call) -> None:
+    with pytest.raises(RuntimeError, match="the processes do not share .*: set TMPDIR to a folder that all of them"):
+        in_processes(_without_a_folder, [(Images(9),)] * 2)
 
 
 def test_strategies_that_need_one_process_say_so(in_processes: Call) -> None:
