@@ -177,6 +177,7 @@ class AuditedGraph(ABC):
 
     def _step(self, stop: int) -> None:
         """Meet more rows: the nearest cells, so many in all; and the neighbours of neighbours, at first two times."""
+        trim()  # the lists are the most that is in memory, until the result is
         with self._bar(f"cells {self._ranks} to {stop}") as report:
             self._probe(self._ranks, stop, report)
         for _ in range(2 if self._steps == 0 else 1):

@@ -14,6 +14,7 @@ from dm2_fast.operations.approximate import AuditedGraph, check_native, slots
 from dm2_fast.operations.arrays import as_integers
 from dm2_fast.operations.grown import Grown
 from dm2_fast.operations.knn import Metric, UnitRows, check_k, check_match, knn, matrix, weights
+from dm2_fast.operations.memory import trim
 from dm2_fast.threads import threads_of_torch
 
 
@@ -194,7 +195,9 @@ class Neighbours(AuditedGraph):
         return self._nearest(self._place()[rows], torch.arange(len(rows)), k)[0]
 
     def _lists(self, k: int) -> tuple[Tensor, Tensor]:
-        distances, indices = self._nearest(*self._places(), k)
+        places, ids = self._places()
+        trim()
+        distances, indices = self._nearest(places, ids, k)
         short = torch.nonzero(distances[:, -1].isinf())[:, 0]  # rows that met fewer than k others
         if len(short):
             distances[short], indices[short] = self.of(short, k)
