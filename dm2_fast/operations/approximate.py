@@ -153,7 +153,8 @@ class AuditedGraph(ABC):
         assert self.recall is not None
         rng = np.random.default_rng(self.seed)
         drawn = rng.choice(len(self), min(_SAMPLE + _PILOT, len(self)), replace=False)
-        pilot, sample = (torch.from_numpy(np.sort(part)) for part in np.split(drawn, [len(drawn) // 3]))
+        pilots = len(drawn) * _PILOT // (_SAMPLE + _PILOT)
+        pilot, sample = (torch.from_numpy(np.sort(part)) for part in np.split(drawn, [pilots]))
         exact = self.of(sample, k)[0]
         self._begin(k)
         if self._steps == 0:
