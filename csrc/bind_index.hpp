@@ -99,9 +99,7 @@ struct BoundGraph {
                std::ptrdiff_t first, std::ptrdiff_t last)
         : index(std::move(index_)), ids(checked(*index, ids_)),
           graph(*index->index, ids.data(), checked(slots), checked(*index, first),
-                checked(*index, last < 0 ? index->index->rows.n : last)) {
-        require(graph.first() <= graph.last(), "first must not be behind last");
-    }
+                checked(*index, last < 0 ? index->index->rows.n : last, first)) {}
     BoundGraph(const std::shared_ptr<BoundGraph>& other, const Array<std::int64_t>& ids_)
         : BoundGraph(*other, ids_, other->reading()) {}
 
@@ -204,9 +202,10 @@ private:
         return py::make_tuple(Array<std::int64_t>(n, offers.places.data()),
                               Array<std::uint64_t>(n, offers.entries.data()));
     }
-    static std::ptrdiff_t checked(const BoundIndex<T>& index, std::ptrdiff_t place) {
+    static std::ptrdiff_t checked(const BoundIndex<T>& index, std::ptrdiff_t place, std::ptrdiff_t first = 0) {
         const std::vector<std::ptrdiff_t>& cells = index.index->cells->first;
         require(std::binary_search(cells.begin(), cells.end(), place), "a part must be of whole cells");
+        require(first <= place, "first must not be behind last");
         return place;
     }
     mutable std::shared_mutex turns_;  // the lists change in place, and a caller may have several threads
