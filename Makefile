@@ -87,7 +87,7 @@ test-compilers:  ## the kernels' tests with every torch and Triton that is suppo
 		env=build/compiler-$$(basename $$pins .txt); \
 		python3 -m venv $$env && $$env/bin/python -m pip --disable-pip-version-check install -q --upgrade 'pip>=25' && \
 		$$env/bin/python -m pip --disable-pip-version-check install -q -c $$pins -e '.[test]' && \
-		$$env/bin/python -m pytest -k "gpu or triton or kernels or aot" && \
+		$$env/bin/python -m pytest -m "not release" -k "gpu or triton or kernels" tests/kernels tests/operations && \
 		$$env/bin/python benches/static_cost.py --json > $$env.json || exit 1; \
 	done
 	$$(ls -d build/compiler-*/bin/python | tail -1) benches/static_cost.py --join build/compiler-*.json
@@ -104,7 +104,7 @@ DATA := data
 FEATURES := $(DATA)/cifar10_features.npy
 gpu: install-test  ## on a CUDA device, with CIFAR-10 in DATA: tests, timings against torch, measured against predicted, Table 4
 	$(PYTHON) -c 'import torch; assert torch.cuda.is_available(), "make gpu needs a CUDA device"'
-	$(PYTHON) -m pytest -k "gpu or triton or kernels or aot"
+	$(PYTHON) -m pytest -m "not slow" tests/kernels tests/operations -k "gpu or triton or kernels"
 	$(PYTHON) -m pytest benches
 	mkdir -p results/gpu
 	$(PYTHON) -m dm2_fast info --check | tee results/gpu/info.txt

@@ -32,15 +32,16 @@ def images(data_dir: Path) -> tuple[Tensor, Tensor]:
 
 def features(data_dir: Path, epochs: int, width: int, pairs: int) -> np.ndarray:
     torch.manual_seed(0)
-    x, y = images(data_dir)
-    model = network(width)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x, y = (part.to(device) for part in images(data_dir))
+    model = network(width).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     batch, steps = 128, epochs * (len(x) // 128)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, total_steps=steps)
     for epoch in range(epochs):
         correct = 0
         for rows in torch.randperm(len(x))[: steps // epochs * batch].split(batch):
-            flip = torch.rand(len(rows), 1, 1, 1) < 0.5
+            flip = (torch.rand(len(rows), 1, 1, 1) < 0.5).to(device)
             logits = model(torch.where(flip, x[rows].flip(3), x[rows]))
             correct += int((logits.argmax(1) == y[rows]).sum())
             optimizer.zero_grad()
@@ -52,9 +53,9 @@ def features(data_dir: Path, epochs: int, width: int, pairs: int) -> np.ndarray:
     body = model[:-1].to(memory_format=torch.channels_last)
     with torch.inference_mode():
         if not pairs:
-            return torch.cat([body(part) for part in x.split(1000)]).numpy()
+            return torch.cat([body(part) for part in x.split(1000)]).cpu().numpy()
         both = torch.randint(len(x), (pairs, 2))
-        return torch.cat([body((x[part[:, 0]] + x[part[:, 1]]) / 2) for part in both.split(1000)]).numpy()
+        return torch.cat([body((x[part[:, 0]] + x[part[:, 1]]) / 2).cpu() for part in both.split(1000)]).numpy()
 
 
 def main() -> None:

@@ -1,11 +1,13 @@
 """What the neighbours of a large pool take on GPUs that are not here, with the 8-bit filter and without it.
 
-    python benches/gpu_estimate.py --features FILE.npy [--target sm_90 ...] [--tiles N] [--lists N] [--measure]
+    python benches/gpu_estimate.py --features FILE.npy [--rows M ...] [--target sm_90 ...] [--tiles N] [--lists N]
+        [--measure]
 
 The filter's own functions run on these features on the CPU, and say which part of the tiles of pairs is compared and
 how long the lists of survivors are: the first from the pairs of N random tiles, the second from the lists of a few of
-them against all rows. With what static_cost.py counts for each kernel they give the least time of every phase.
-Nothing was measured on a GPU; waiting, launches and the host come on top.
+them against all rows. For more rows than the file has, both are extended by a line through the logarithms of what an
+eighth, a quarter, half and all of its rows give. With what static_cost.py counts for each kernel they give the least
+time of every phase. Nothing was measured on a GPU; waiting, launches and the host come on top.
 """
 
 import argparse
@@ -98,6 +100,23 @@ def estimate(m: int, d: int, compared: float, listed: float, target: str) -> dic
     }
 
 
+def extended(x: Tensor, m: int, tiles: int, lists: int) -> tuple[float, float]:
+    """`shares` of m rows like these, by a line through the logarithms of those of parts of them, which are printed."""
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))
+    sizes = [len(x) // part for part in (8, 4, 2, 1)]
+    found = [shares(x[order[:size].sort().values], tiles, lists) for size in sizes]
+    for size, (compared, listed) in zip(sizes, found, strict=True):
+        print(
+            f"- {size:,} rows: {compared:.1%} of the tiles of pairs are compared, a list holds {listed:.2%} of the rows"
+        )
+    lines = np.polyfit(np.log(sizes), np.log(np.maximum(found, 1e-9)), 1)
+    compared, listed = np.minimum(np.exp(lines[0] * np.log(m) + lines[1]), 1)
+    print(
+        f"- {m:,} rows by a line through their logarithms, with the slopes {lines[0][0]:.3f} and {lines[0][1]:.3f}:\n"
+    )
+    return float(compared), float(listed)
+
+
 def measure(x: Tensor) -> str:
     """What `dm2_fast.knn` takes for these rows on the current CUDA device: median of five, after one that compiles."""
     on_device, times = x.cuda(), []
@@ -110,18 +129,11 @@ def measure(x: Tensor) -> str:
     return f"measured on {torch.cuda.get_device_name()}: {1000 * statistics.median(times[1:]):.3g} ms"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--features", type=Path, required=True)
-    parser.add_argument("--target", nargs="+", choices=FLOAT64, default=list(FLOAT64))
-    parser.add_argument("--tiles", type=int, default=256)
-    parser.add_argument("--lists", type=int, default=16)
-    parser.add_argument("--measure", action="store_true", help="search on the CUDA device that is there, too")
-    args = parser.parse_args()
-    print(header(torch.device("cpu")))
-    x = torch.from_numpy(np.array(np.load(args.features, mmap_mode="r"), dtype=np.float32))
-    compared, listed = shares(x, args.tiles, args.lists)
-    m, d = x.shape
+def tell(x: Tensor, m: int, args: argparse.Namespace) -> None:
+    """Print the estimate for m rows like those of x."""
+    d = x.shape[1]
+    how = args.tiles, args.lists
+    compared, listed = extended(x, m, *how) if m > len(x) else shares(x[:m], *how)
     print(
         f"{m:,} x {d}, k = {K}: {compared:.1%} of the tiles of pairs are compared, "
         f"a list holds {listed:.2%} of the rows"
@@ -139,9 +151,24 @@ def main() -> None:
         )
     print(f"\n| at least, ms | {' | '.join(names)} | together | all rows | ratio |")
     print("|" + " --- |" * (len(names) + 4))
-    print("\n".join(table))
+    print("\n".join(table) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--features", type=Path, required=True)
+    parser.add_argument("--rows", type=int, nargs="+", metavar="M", help="numbers of rows; as many as the file has")
+    parser.add_argument("--target", nargs="+", choices=FLOAT64, default=list(FLOAT64))
+    parser.add_argument("--tiles", type=int, default=256)
+    parser.add_argument("--lists", type=int, default=16)
+    parser.add_argument("--measure", action="store_true", help="search on the CUDA device that is there, too")
+    args = parser.parse_args()
+    print(header(torch.device("cpu")))
+    x = torch.from_numpy(np.array(np.load(args.features, mmap_mode="r"), dtype=np.float32))
+    for m in args.rows or [len(x)]:
+        tell(x, m, args)
     if args.measure:
-        print("\n" + measure(x))
+        print(measure(x))
 
 
 if __name__ == "__main__":

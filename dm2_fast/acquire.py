@@ -89,15 +89,16 @@ def select(
             memory is halved, with a warning.
         backend, num_threads, progress: As in `dm2_fast.knn`.
         prepare: "auto" runs a copy of the model that is prepared for inference, if its logits are those of the model
-            to 1e-4 of the largest; "off" runs the model as it is. `Picked.prepared` says what was done.
+            to 1e-4 of the largest, on a GPU as a CUDA graph, with batches copied ahead, and with features on the host
+            if they do not fit; "off" runs the model as it is. `Picked.prepared` says what was done.
         autocast: torch.float16 or torch.bfloat16, to run the model under `torch.autocast`.
         num_workers: Processes that read the samples of a Dataset; 0 reads in this one.
         entries: Which entries of the Dataset's tuples or dicts are inputs of the model, as ("input_ids",
             "attention_mask") or (0, 1); None for the first alone.
         memory: Bytes, or a text such as "4GB", that exact neighbours may take beside samples and features that are in
-            memory already, as in `dm2_fast.knn`; None for no limit. And that a Dataset's samples may take, None for
-            2 GiB; if there are more, they are kept in a temporary file, which is gone when it is no longer used,
-            whatever happens.
+            memory already, as in `dm2_fast.knn`, and on a GPU with the features; None for no limit. And that a
+            Dataset's samples may take, None for 2 GiB; if there are more, they are kept in a temporary file, which is
+            gone when it is no longer used, whatever happens.
         multilabel: "mean" or "max" over the labels, for a model whose outputs are labels of their own, with sigmoids.
         these_are_logits: Outputs that look like probabilities are logits nevertheless.
         companions: Other models that were trained for the same labels, for strategies that ask several.

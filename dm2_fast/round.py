@@ -226,7 +226,9 @@ class Round:
         """
         if ("labelled", None) not in self._kept:
             _ = self.over_labelled  # says what is missing before anything is read
-        return self.once("labelled", None, lambda: self.over_labelled.features_and_logits()[0])
+        labelled = self.once("labelled", None, lambda: self.over_labelled.features_and_logits()[0])
+        pool: Tensor | None = self._kept.get(("features", None), (None,))[0]
+        return labelled if pool is None else labelled.to(pool.device)
 
     @property
     def over_labelled(self) -> ForwardPass:

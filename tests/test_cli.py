@@ -139,7 +139,7 @@ def test_help_names_every_option_with_its_choices_and_its_default(capsys: pytest
         "Names: digits, mnist, fashion-mnist, cifar10, cifar100, svhn, cifar10s,",
         "--noise-stability.noise {module,global}", "--entropy-bayesian.reading {predictive,expected}",
         "--prob-cover.radius X|{purity}", "--dm2.metric {literal,rms,l1,l2}", "--adversarial.epsilon X|{search}",
-        "--training.weight-decay X", "pixel range. (default: 4/255)",
+        "--training.weight-decay X", "the clean one. (default: 4/255)",
         "Labels per round. (default: 20; 1000 for cifar10; 2500 for cifar100; 3663 for svhn)",
         "Passes over the labelled set. (default: 50; 200 for cifar10 and cifar100 and svhn)",
         "(default: cnn; mobilenet for cifar10 and cifar100 and svhn)",

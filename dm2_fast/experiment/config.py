@@ -106,6 +106,8 @@ class RunConfig:
         seed: Key of everything random.
         device: auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.
         threads: CPU threads; null leaves them as they are.
+        prepare: auto = networks are prepared for inference; on a GPU they run as CUDA graphs, batches are copied ahead
+            and the labelled set stays there; or off = none of this.
         eval_epsilon: FGSM step of the reported accuracy under FGSM, in units of the [0, 1] pixel range; with 0, FGSM
             does not run, and this accuracy is the clean one.
         eval_attacked: Test samples, drawn at random, on which the last model is attacked by more than FGSM; 0 for none.
@@ -136,6 +138,7 @@ class RunConfig:
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
+    prepare: Literal["auto", "off"] = "auto"
     eval_epsilon: float = 4 / 255
     eval_attacked: int = 1000
     attack: Literal["pgd", "autoattack"] = "pgd"
@@ -162,6 +165,7 @@ class RunConfig:
         _check_choice("attack", self.attack, ("pgd", "autoattack"))
         _check_choice("oracle", self.oracle, ("data", "file"))
         _check_choice("ties", self.ties, get_args(Ties))
+        _check_choice("prepare", self.prepare, ("auto", "off"))
         _check_choice("dropout", self.dropout, get_args(models.Dropout))
         if self.dropout != "head" and self.model is not None and plugins.is_plugin(self.model):
             raise ValueError(f"dropout={self.dropout!r} is for our models: {self.model} decides about its own")
@@ -220,6 +224,7 @@ _LATER = {
     "nodes": "hidden",
     "dropout": "head",
     "features": None,
+    "prepare": "auto",
     "eval_attacked": 1000,
     "attack": "pgd",
 }

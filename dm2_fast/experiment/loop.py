@@ -183,8 +183,9 @@ def _round(
         )
     with stage(seconds, "evaluate", device):
         x, y = data.x_test[test], data.y_test[test]
-        evaluation = evaluate(model, x, y, data.normalize, config.eval_epsilon, config.eval_batch_size, progress=True)
-        evaluation.others.update(further_tests(model, data, test, config.eval_batch_size))
+        size, prepare = config.eval_batch_size, config.prepare
+        evaluation = evaluate(model, x, y, data.normalize, config.eval_epsilon, size, progress=True, prepare=prepare)
+        evaluation.others.update(further_tests(model, data, test, size, prepare))
     if last and config.eval_attacked:
         with stage(seconds, "attack", device):
             attacked = shuffled(torch.arange(len(x)), 0, "test")[: config.eval_attacked]
@@ -204,8 +205,9 @@ def _round(
         if config.candidates is not None and config.candidates < len(unlabelled):
             unlabelled = shuffled(unlabelled, config.seed, "candidates", r + 1)[: config.candidates].sort().values
         forward = ForwardPass(
-            model, data.x[unlabelled], data.normalize, batch_size=config.eval_batch_size, progress=True
-        )
+            model, data.x[unlabelled], data.normalize, batch_size=config.eval_batch_size, progress=True,
+            prepare=config.prepare,
+        )  # fmt: skip
         inputs, labels = data.x[labelled], data.y[labelled]
         own = None if data.own_features is None else (data.own_features[unlabelled], data.own_features[labelled])
         asked = Round(

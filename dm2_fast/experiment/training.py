@@ -1,7 +1,7 @@
 """Training from scratch and evaluation (Eqs. 1-2, 14), with the recipes of the paper's section 6."""
 
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Literal, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +12,14 @@ from dm2_fast.experiment.config import AdversarialConfig, TrainingConfig
 from dm2_fast.experiment.data.sets import Data
 from dm2_fast.experiment.folder.checkpoint import TrainingFile
 from dm2_fast.model.blocks import watching
+from dm2_fast.model.head import on_gpu
+from dm2_fast.model.limits import room
 from dm2_fast.model.passes import ForwardPass
 from dm2_fast.operations.mix import Normalize, mix
 from dm2_fast.progress import tqdm
 from dm2_fast.strategy import TrainingPart, TrainingStep
+
+Prepare: TypeAlias = Literal["auto", "off"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,10 @@ class Labelled:
 
     def __len__(self) -> int:
         return len(self.y)
+
+    def to(self, device: torch.device) -> "Labelled":
+        """The same on a device."""
+        return Labelled(*(part.to(device) for part in (self.x, self.y, self.twins, self.twin_of)))
 
     def subset(self, rows: Tensor) -> "Labelled":
         """The rows, in this order, with their twins."""
@@ -71,6 +79,7 @@ def train(
     unlabelled: Tensor | None = None,
     file: TrainingFile | None = None,
     progress: bool = False,
+    prepare: Prepare = "auto",
 ) -> None:
     """Train the model in place on the labelled set; with twins, on the combined loss of Eq. 14.
 
@@ -86,6 +95,8 @@ def train(
         unlabelled: Samples that the part may look at, like labelled.x.
         file: Where the training is kept while it goes on, and taken up again; the result is the same.
         progress: Show a progress bar on a terminal.
+        prepare: "off" leaves the labelled set on the CPU and copies every batch; "auto" takes it to the model's device
+            if it fits in half of what is free there.
     """
     if config.epochs is None or config.batch_size is None or config.lr is None or config.weight_decay is None:
         raise ValueError(f"the recipe lacks a value, resolve the configuration first: {config}")
@@ -97,8 +108,10 @@ def train(
         optimizer = torch.optim.SGD(trained.parameters(), config.lr, momentum=0.9, weight_decay=config.weight_decay)
     else:
         optimizer = torch.optim.Adam(trained.parameters(), config.lr, weight_decay=config.weight_decay)
-    twin = torch.full((len(labelled),), -1)
-    twin[labelled.twin_of] = torch.arange(len(labelled.twin_of))
+    home = _home(labelled, device) if prepare == "auto" else torch.device("cpu")
+    labelled = labelled.to(home)
+    twin = torch.full((len(labelled),), -1, device=home)
+    twin[labelled.twin_of] = torch.arange(len(labelled.twin_of), device=home)
     decay_from = config.epochs * 4 // 5 if config.optimizer == "sgd" else config.epochs
 
     reads: tuple[str, ...] = getattr(part, "reads", ())
@@ -122,7 +135,8 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = config.lr / 10
             for rows in _batches(len(labelled), config.batch_size, generator):
-                shift = _Shift.draw(len(rows), generator) if config.augment == "flip-crop" else None
+                shift = _Shift.draw(len(rows), generator).to(home) if config.augment == "flip-crop" else None
+                rows = rows.to(home)
                 y = labelled.y[rows].to(device)
                 pixels = _augmented(to_pixels(labelled.x[rows]), shift)
                 if step_epsilon is None:
@@ -130,7 +144,7 @@ def train(
                     pair_shift = None if shift is None else shift.of(paired)
                     twins = _augmented(labelled.twins[twin[rows[paired]]], pair_shift)
                 else:
-                    paired = torch.arange(len(rows))
+                    paired = torch.arange(len(rows), device=home)
                     label = y if adversarial.label == "true" else None
                     twins = fgsm(model, pixels, label, step_epsilon, normalize=normalize)
                 inputs = _normalized(torch.cat([pixels, twins]), normalize).to(device)
@@ -160,6 +174,12 @@ def train(
         bar.close()
 
 
+def _home(labelled: Labelled, device: torch.device) -> torch.device:
+    """Where the labelled set stays while a model on a device is trained."""
+    needed = sum(part.numel() * part.element_size() for part in (labelled.x, labelled.twins))
+    return device if on_gpu(device) and needed <= room(device) // 2 else torch.device("cpu")
+
+
 def _take_up(
     file: TrainingFile, trained: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator
 ) -> int:
@@ -185,12 +205,13 @@ def evaluate(
     batch_size: int = 256,
     *,
     progress: bool = False,
+    prepare: Prepare = "auto",
 ) -> Evaluation:
     """Test the model on clean images and on images perturbed by FGSM with the true label.
 
     With epsilon 0 these are the clean images, and FGSM does not run.
     """
-    forward = ForwardPass(model, x, normalize, batch_size=batch_size, progress=progress)
+    forward = ForwardPass(model, x, normalize, batch_size=batch_size, progress=progress, prepare=prepare)
     logits = forward.logits().cpu()
     attacked = logits
     if epsilon:
@@ -203,14 +224,17 @@ def evaluate(
     )
 
 
-def further_tests(model: nn.Module, data: Data, rows: Tensor, batch_size: int = 256) -> dict[str, float]:
+def further_tests(
+    model: nn.Module, data: Data, rows: Tensor, batch_size: int = 256, prepare: Prepare = "auto"
+) -> dict[str, float]:
     """Accuracy on these rows of each further test set of the data, by name.
 
     Where they are corruptions, `corruption_error` is the mean error over all of them and their severities.
     """
     found = {}
     for name, test in data.tests.items():
-        logits = ForwardPass(model, test.images(rows), data.normalize, batch_size=batch_size).logits().cpu()
+        forward = ForwardPass(model, test.images(rows), data.normalize, batch_size=batch_size, prepare=prepare)
+        logits = forward.logits().cpu()
         found[name] = (logits.argmax(1) == data.y_test[rows]).double().mean().item()
     corrupted = [accuracy for name, accuracy in found.items() if data.tests[name].corruption]
     if corrupted:
@@ -248,6 +272,9 @@ class _Shift:
         down, right = torch.randint(0, 2 * cls.PAD + 1, (2, n), generator=generator)
         return cls(flip, down, right)
 
+    def to(self, device: torch.device) -> "_Shift":
+        return _Shift(self.flip.to(device), self.down.to(device), self.right.to(device))
+
     def of(self, rows: Tensor) -> "_Shift":
         return _Shift(self.flip[rows], self.down[rows], self.right[rows])
 
@@ -257,8 +284,8 @@ def _augmented(pixels: Tensor, shift: _Shift | None) -> Tensor:
         return pixels
     n, _, height, width = pixels.shape
     padded = F.pad(pixels, (shift.PAD,) * 4)
-    columns = torch.arange(width).expand(n, width)
+    columns = torch.arange(width, device=pixels.device).expand(n, width)
     columns = shift.right[:, None] + torch.where(shift.flip[:, None], width - 1 - columns, columns)
-    lines = shift.down[:, None] + torch.arange(height)
-    images = torch.arange(n)[:, None, None]
+    lines = shift.down[:, None] + torch.arange(height, device=pixels.device)
+    images = torch.arange(n, device=pixels.device)[:, None, None]
     return padded[images, :, lines[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

@@ -99,6 +99,7 @@ def train_round(
             unlabelled=None if part is None else data.x[unlabelled],
             file=file.of(f"round {round}, epsilon {epsilon}, {len(labelled) if rows is None else len(rows)} rows"),
             progress=True,
+            prepare=config.prepare,
         )
         return model, part
 
@@ -147,6 +148,7 @@ def train_companions(
             step_epsilon=epsilon if config.adversarial.train == "step" else None,
             file=file.beside(i + 1).of(f"round {round}, companion {i + 1}, {len(labelled)} rows"),
             progress=True,
+            prepare=config.prepare,
         )
         companions.append(companion)
     return companions
@@ -176,6 +178,7 @@ def _search(
     for epsilon in candidates:
         model, _ = trained(epsilon, rest)
         x, y = data.x[rows], data.y[rows]
-        evaluation = evaluate(model, x, y, data.normalize, config.eval_epsilon, config.eval_batch_size)
+        size, prepare = config.eval_batch_size, config.prepare
+        evaluation = evaluate(model, x, y, data.normalize, config.eval_epsilon, size, prepare=prepare)
         accuracy.append(evaluation.accuracy_fgsm)
     return candidates[accuracy.index(max(accuracy))]

@@ -39,15 +39,18 @@ def make_batch(
     lock: AbstractContextManager[object],
     channels_last: bool = False,
     some: Tensor | None = None,
+    out: Tensor | None = None,
+    device: torch.device | None = None,
     **options: Any,
 ) -> Batch:
     """Size rows of the plain or mixed pool, or of some of its rows, from start on.
 
     The recipe has a line for each of these rows. What lies behind their end is filled with copies of the last row: a
     batch of another shape may round differently. The lock is held while anything is read that need not bear two
-    threads; options go to `mix`.
+    threads; mixtures are written to out if it is where and what `mix` would return; the batch lies on a device, None
+    for that of the model; options go to `mix`.
     """
-    device, dtype = model_device(model), model_dtype(model)
+    device, dtype = device or model_device(model), model_dtype(model)
     places = torch.arange(start, start + size).clamp(max=len(pool if some is None else some) - 1)
     rows = places if some is None else some[places]
     if isinstance(pool, Together) or are_integers(pool):
@@ -66,10 +69,21 @@ def make_batch(
         weights = None if recipe.weights is None else recipe.weights[places].cpu()
     memory_format = torch.channels_last if channels_last else torch.preserve_format
     with nullcontext() if isinstance(pool, (Tensor, np.ndarray)) else lock:
-        batch = mix(pool, neighbours, lam, weights=weights, rows=rows, memory_format=memory_format, **options)
+        batch = mix(
+            pool, neighbours, lam, weights=weights, rows=rows, memory_format=memory_format,
+            out=out if out is not None and _takes(out, pool, size, channels_last) else None, **options,
+        )  # fmt: skip
     return batch if isinstance(model, FunctionModel) else batch.to(device, dtype)
 
 
 def _as_they_are(pool: Tensor, normalize: Normalize | None) -> bool:
     """Whether rows are samples of the model without scaling, in the layout in which `mix` would write them."""
     return pool.is_floating_point() and pool.is_contiguous() and normalize is None
+
+
+def _takes(out: Tensor, pool: ArrayLike, size: int, channels_last: bool) -> bool:
+    """Whether mixtures of size rows can be written to out, which has the layout of the batches of a prepared model."""
+    device = pool.device if isinstance(pool, Tensor) else torch.device("cpu")
+    made_of = str(getattr(pool, "dtype", None)).removeprefix("torch.")
+    alike = out.shape == (size, *pool.shape[1:]) and out.device == device and (channels_last or out.ndim != 4)
+    return alike and out.dtype == torch.float32 and made_of in ("uint8", "float32")

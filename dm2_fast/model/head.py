@@ -1,7 +1,7 @@
 """A trained model as it stands: where and in what precision it computes, and its head, whose input is f (Eq. 3)."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +32,26 @@ def evaluating(model: nn.Module) -> Iterator[None]:
                 module.training = training
 
 
+@contextmanager
+def inferring(device: torch.device, autocast: torch.dtype | None) -> Iterator[None]:
+    """Let this thread run models on a device: without gradients, and under torch.autocast for a dtype."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        if device.type == "cuda":
+            stack.enter_context(torch.cuda.device(device))
+        if autocast is not None:  # weights that it would keep are gone when a CUDA graph reads them again
+            stack.enter_context(torch.autocast(device.type, autocast, cache_enabled=device.type != "cuda"))
+        yield
+
+
 def model_device(model: nn.Module) -> torch.device:
     """The device that the model computes on."""
     return next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+
+
+def on_gpu(device: torch.device) -> bool:
+    """Whether a device has the streams and graphs of CUDA."""
+    return device.type == "cuda"
 
 
 def model_dtype(model: nn.Module) -> torch.dtype:

@@ -2,14 +2,18 @@
 
 import sys
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dm2_fast.model.functions import rows_of, shape_of
-from dm2_fast.model.head import check_logits
+from dm2_fast.model.head import check_logits, model_device, model_dtype
 from dm2_fast.model.preparation import Run
-from dm2_fast.model.together import Batch
-from dm2_fast.operations.arrays import name_rows
+from dm2_fast.model.together import Batch, Together
+from dm2_fast.operations.arrays import ArrayLike, as_tensor, name_rows
+from dm2_fast.operations.memory import release
+
+_CHECKED_ELEMENTS = 2**19  # at a time, so that looking for NaN takes no memory to speak of
 
 
 def outputs(
@@ -47,6 +51,28 @@ def outputs(
         raise ValueError(f"head must see one row per sample, got {shape} for {size} samples")
     check_finite("features", features[:keep], start)
     return features[:keep].clone(), kept
+
+
+def inputs_as_features(
+    model: nn.Module, pool: ArrayLike | Together, rows: Tensor | None, memory: int | str | None
+) -> Tensor | None:
+    """The inputs, where a forward pass would only copy them: a linear model that takes them as they are; else None.
+
+    Raises:
+        ValueError: they are not finite.
+    """
+    if not isinstance(model, nn.Linear) or not isinstance(pool, (Tensor, np.ndarray)) or len(pool.shape) != 2:
+        return None
+    features = as_tensor(pool, "inputs")
+    if features.dtype != model_dtype(model) or features.device != model_device(model):
+        return None
+    step = max(1, _CHECKED_ELEMENTS // features.shape[1])
+    features = features if rows is None else features[rows]
+    for start in range(0, len(features), step):
+        check_finite("features", features[start : start + step], start if rows is None else int(rows[start]))
+        if memory is not None:
+            release(features)
+    return features
 
 
 def check_finite(name: str, values: Tensor, start: int) -> None:

@@ -2,8 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Literal, TypeVar
@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from dm2_fast import threads
 from dm2_fast.model.batches import make_batch
 from dm2_fast.model.dataset_pool import DatasetPool
+from dm2_fast.model.feed import fed
 from dm2_fast.model.from_arrays import NoModel
 from dm2_fast.model.functions import FunctionModel
-from dm2_fast.model.head import check_model, evaluating, find_head, model_device, model_dtype
+from dm2_fast.model.graph import Graphed
+from dm2_fast.model.head import check_model, evaluating, find_head, inferring, model_device, on_gpu
 from dm2_fast.model.kept_features import KeptFeatures, Outputs
 from dm2_fast.model.limits import first_line, out_of_memory
-from dm2_fast.model.outputs import check_finite, outputs
+from dm2_fast.model.outputs import inputs_as_features, outputs
 from dm2_fast.model.pools import Pool, read, unmixable
 from dm2_fast.model.preparation import Prepared, plain
 from dm2_fast.model.shared import Shared
@@ -36,8 +38,6 @@ from dm2_fast.operations.uncertainty import Uncertainty, uncertainty
 from dm2_fast.progress import tqdm
 
 Step = TypeVar("Step")
-
-_CHECKED_ELEMENTS = 2**19  # at a time, so that looking for NaN takes no memory to speak of
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class ForwardPass:
         batch_size: The most rows per forward pass; a prepared model takes fewer at a time on a CPU, and a batch for
             which there is not enough memory is halved, with a warning.
         backend, num_threads, progress: As in `dm2_fast.knn`.
-        prepare: "auto", or "off" to run the model as it is.
+        prepare: "auto", or "off" to run the model as it is, without what is done for a GPU (graph.py, feed.py).
         autocast: torch.float16 or torch.bfloat16, to run the model under `torch.autocast`.
         multilabel, these_are_logits: As in `dm2_fast.uncertainty`.
         rows: Which rows of the pool run, (n,) int64, in this order; None for all of them.
@@ -121,7 +121,7 @@ class ForwardPass:
 
     def through(self, model: nn.Module) -> "ForwardPass":
         """The same pass through another model, prepared for itself."""
-        return replace(self, model=model, head=None, _shared=Shared())
+        return replace(self, model=model, head=None, _shared=Shared(on_host=self._shared.on_host))
 
     def features_and_logits(self) -> tuple[Tensor, Tensor]:
         """Return the features f (m, d), Eq. 3: the input of the head, flattened; and the logits (m, C).
@@ -131,36 +131,16 @@ class ForwardPass:
         Raises:
             ValueError, TypeError: the model has no head, or does not return finite (n, C) logits and features.
         """
-        own = self._inputs_as_features()
-        if own is not None:
-            return own, self.logits()
+        if self.head in (None, self.model) and self.normalize is None:
+            own = inputs_as_features(self.model, self.pool, self.rows, self.memory)
+            if own is not None:
+                return own, self.logits()
         if self.memory is not None and len(self) > 0 and model_device(self.model).type == "cpu":
             kept = KeptFeatures(len(self))
             parts = self._run("features", None, features=True, each=kept.take)
             return kept.features, self._logits_of(parts)
         parts = self._run("features", None, features=True)
         return torch.cat([features for features, _ in parts]), self._logits_of(parts)
-
-    def _inputs_as_features(self) -> Tensor | None:
-        """The inputs, where a forward pass would only copy them: a linear model that takes them as they are; else None.
-
-        Raises:
-            ValueError: they are not finite.
-        """
-        if not (isinstance(self.model, nn.Linear) and self.head in (None, self.model) and self.normalize is None):
-            return None
-        if not isinstance(self.pool, (Tensor, np.ndarray)) or len(self.pool.shape) != 2:
-            return None
-        features = as_tensor(self.pool, "inputs")
-        if features.dtype != model_dtype(self.model) or features.device != model_device(self.model):
-            return None
-        step = max(1, _CHECKED_ELEMENTS // features.shape[1])
-        features = features if self.rows is None else features[self.rows]
-        for start in range(0, len(features), step):
-            check_finite("features", features[start : start + step], self._number(start))
-            if self.memory is not None:
-                release(features)
-        return features
 
     def logits(self) -> Tensor:
         """Return the logits (m, C).
@@ -270,28 +250,27 @@ class ForwardPass:
             engine = Prepared(engine.note, self._features)
         size = limit = engine.rows or self.batch_size
         starts, shortage = range(0, m, size), ""
-
-        def contexts() -> ExitStack:  # of the thread
-            stack = ExitStack()
-            stack.enter_context(torch.no_grad())
-            if device.type == "cuda":
-                stack.enter_context(torch.cuda.device(device))
-            if autocast is not None:
-                stack.enter_context(torch.autocast(device.type, autocast))
-            return stack
+        ahead = self._ahead(engine, recipe, starts, rows)
 
         def run(start: int) -> Outputs:
             nonlocal limit, shortage
             parts, end = [], min(start + size, m)
-            with contexts():
+            with inferring(device, autocast):
                 while start < end:
                     count = limit
                     try:
-                        of_mix = 1 if engine.threads else self.num_threads
-                        batch = self._batch(recipe, start, count, of_mix, engine.channels_last, rows)
+                        if ahead is not None and count == size:
+                            batch: Batch = next(ahead)
+                        else:
+                            of_mix = 1 if engine.threads else self.num_threads
+                            into = engine.run.input if isinstance(engine.run, Graphed) else None
+                            batch = self._batch(recipe, start, count, of_mix, engine.channels_last, rows, into)
                         keep = min(count, end - start)
                         number = start if rows is None else int(rows[start])
-                        parts.append(outputs(engine.run, batch, number, keep, self._least_classes, features))
+                        found = outputs(engine.run, batch, number, keep, self._least_classes, features)
+                        if features and start == 0 and self.prepare == "auto":
+                            self._shared.look_for_room(m, *found, self.memory)
+                        parts.append((found[0].cpu(), found[1].cpu()) if self._shared.on_host else found)
                         if self.memory is not None:
                             release(self.pool, recipe and recipe.indices)
                     except (RuntimeError, MemoryError) as error:
@@ -307,7 +286,7 @@ class ForwardPass:
             with closing(threads.each(run, starts, workers)) as found:
                 parts = [each(some) for some in self._bar(found, name, len(starts))]
         else:
-            with evaluating(self.model):
+            with evaluating(self.model), nullcontext() if ahead is None else closing(ahead):
                 parts = [each(some) for some in self._bar(map(run, starts), name, len(starts))]
         if limit < size:
             warnings.warn(
@@ -316,9 +295,16 @@ class ForwardPass:
             )
         return [part for some in parts for part in some]
 
-    def _number(self, place: int) -> int:
-        """The row of the pool that runs at a place."""
-        return place if self.rows is None else int(self.rows[place])
+    def _ahead(
+        self, engine: Prepared, recipe: Recipe | None, starts: range, rows: Tensor | None
+    ) -> Generator[Tensor, None, None] | None:
+        """The batches of a pool on the host for a prepared model on a GPU, copied beside its work; None elsewhere."""
+        device, pool = model_device(self.model), self.pool
+        if not on_gpu(device) or engine.rows is None or (isinstance(pool, Tensor) and pool.device.type != "cpu"):
+            return None
+        make = partial(self._batch, recipe, size=starts.step, some=rows, device=torch.device("cpu"))
+        workers = self.num_threads or threads.threads_of_torch()
+        return fed(partial(make, num_threads=workers, channels_last=engine.channels_last), starts, device)
 
     def _bar(self, steps: Iterable[Step], name: str, total: int) -> Iterable[Step]:
         bar: Iterable[Step] = tqdm(steps, name, total, leave=False, disable=None if self.progress else True)
@@ -340,9 +326,11 @@ class ForwardPass:
         num_threads: int | None = None,
         channels_last: bool = False,
         some: Tensor | None = None,
+        out: Tensor | None = None,
+        device: torch.device | None = None,
     ) -> Batch:
         """Size rows of the plain or mixed pool (or of some of its rows) from start on, see `make_batch`."""
         return make_batch(
-            self.model, self.pool, recipe, start, size, self._shared.lock, channels_last, some,
+            self.model, self.pool, recipe, start, size, self._shared.lock, channels_last, some, out, device,
             normalize=self.normalize, backend=self.backend, num_threads=num_threads,
         )  # fmt: skip

@@ -3,7 +3,7 @@
 The model is traced by torch.fx into a graph without Python state, so that several threads may run it. BatchNorm is
 folded into the convolution before it (Jacob et al. 2018, section 3.2), images become channels_last, and on a CPU each
 convolution with its activation is one oneDNN call on a weight that is laid out once: the operators that torch.compile
-calls, without the half minute of compilation.
+calls, without the half minute of compilation. On a GPU a CUDA graph launches all kernels of a batch (graph.py).
 """
 
 from collections.abc import Callable
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from dm2_fast.model import convolutions
 from dm2_fast.model.functions import logits_in, run_module
+from dm2_fast.model.graph import Graphed
+from dm2_fast.model.head import on_gpu
 from dm2_fast.model.together import Batch
 from dm2_fast.model.tracing import trace
 
@@ -131,7 +133,7 @@ def _prepare(model: nn.Module, head: nn.Module | None, rows: Tensor, batch_size:
     _verify(run, plain(model, head), rows[:size])
     parts = [f"{folded} BatchNorm folded"] * bool(folded) + [f"{packed} convolutions packed"] * bool(packed)
     note = ", ".join([*parts, "channels_last" if few.ndim == 4 else "traced", f"{size} rows at a time"])
-    return Prepared(note, run, head, size, on_cpu, few.ndim == 4)
+    return Prepared(note, Graphed(run) if on_gpu(few.device) else run, head, size, on_cpu, few.ndim == 4)
 
 
 def _channels_last(batch: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
-"""What the passes of one round share: the prepared model, and a head found later."""
+"""What the passes of one round share: the prepared model, a head found later, and where results are kept."""
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
@@ -11,17 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from dm2_fast import threads
-from dm2_fast.model.head import evaluating, find_head
+from dm2_fast.model.head import evaluating, find_head, on_gpu
+from dm2_fast.model.limits import room, wanted
 from dm2_fast.model.preparation import VERIFIED_ROWS, Prepared, prepare
 
 
 @dataclass
 class Shared:
-    """What the passes of one round share, and the state of the model when it was prepared."""
+    """What the passes of one round share, and the state of the model when it was prepared.
+
+    Attributes:
+        on_host: Whether features and logits go to the host, since the features of the pool do not fit on the GPU.
+    """
 
     lock: AbstractContextManager[object] = field(default_factory=RLock)
     prepared: Prepared | None = None
     head: nn.Module | None = None
+    on_host: bool = False
     _state: object = None
     _tensors: list[Tensor] = field(default_factory=list)
 
@@ -30,6 +37,19 @@ class Shared:
         with self.lock:
             self.prepared = prepared
             return prepared
+
+    def look_for_room(self, m: int, features: Tensor, logits: Tensor, memory: int | str | None) -> None:
+        """Keep results on the host from now on if m such rows, of which some are given, do not fit on the GPU."""
+        if on_gpu(features.device):
+            row = (values[0].numel() * values.element_size() for values in (features, logits))
+            needed, free = wanted(m, *row), room(features.device, memory)
+            if needed > free and not self.on_host:
+                warnings.warn(
+                    "features stay in the memory of the host, where their neighbours are searched: on "
+                    f"{features.device} they need {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free",
+                    stacklevel=5,
+                )
+            self.on_host |= needed > free
 
     def prepared_model(
         self,

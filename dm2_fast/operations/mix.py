@@ -111,6 +111,7 @@ def mix(
     rows: Tensor | None = None,
     normalize: Normalize | None = None,
     memory_format: torch.memory_format = torch.preserve_format,
+    out: Tensor | None = None,
     backend: str = "auto",
     num_threads: int | None = None,
 ) -> Tensor:
@@ -129,14 +130,15 @@ def mix(
         rows: Which rows of inputs are mixed, (r,) int64; None for all m, in order.
         normalize: (mean, std), numbers or one per channel (dimension 1 of inputs), applied after mixing.
         memory_format: How the result of a 4-D pool lies in memory: torch.channels_last, or as inputs.
+        out: Where the result is written and returned, in place of new memory: a tensor like that which is returned.
         backend, num_threads: As in `dm2_fast.knn`.
 
     Returns:
         (r, ...) in the dtype of inputs; float32 in [0, 1] for uint8 inputs.
 
     Raises:
-        ValueError: shapes do not match, an index is not a row of inputs, lam or the weights are out of range, or
-            memory_format is another.
+        ValueError: shapes do not match, an index is not a row of inputs, lam or the weights are out of range,
+            memory_format is another, or out is not like the result.
         TypeError: inputs are neither uint8 nor floating point, or indices are not int64.
         RuntimeError: a forced backend cannot run on inputs.
     """
@@ -151,7 +153,7 @@ def mix(
     who, coefficients = terms(len(inputs), indices, lam, weights, rows)
     pool, who = gather(inputs, who, "inputs")
     pool = as_samples(pool, "inputs")
-    return _weighted_sum(pool, who, coefficients, normalize, memory_format, backend, num_threads)
+    return _weighted_sum(pool, who, coefficients, normalize, memory_format, out, backend, num_threads)
 
 
 def terms(
@@ -220,6 +222,7 @@ def _weighted_sum(
     coefficients: Tensor,
     normalize: Normalize | None,
     memory_format: torch.memory_format,
+    result: Tensor | None,
     backend: str,
     num_threads: int | None,
 ) -> Tensor:
@@ -241,13 +244,38 @@ def _weighted_sum(
     out_dtype = torch.float32 if pool.dtype == torch.uint8 else pool.dtype
     reorder = memory_format == torch.channels_last and not channels_last
     shape = (channel_stride, pool.shape[1]) if reorder else flat.shape[1:]
-    out = torch.empty(len(indices), *shape, dtype=out_dtype, device=pool.device)
+    out = _memory_of(result, (len(indices), *pool.shape[1:]), out_dtype, pool.device, channels_last or reorder)
+    out = out.view(len(indices), *shape)
     options = backends.thread_options(module, num_threads)
     if len(out):
         module.mix(flat, indices, coefficients.to(pool.device, dtype), mean, std, channel_stride, out, **options)
+    if result is not None:
+        return result
     if channels_last or reorder:
         return out.view(len(out), *pool.shape[2:], pool.shape[1]).movedim(-1, 1)
     return out.view(len(out), *pool.shape[1:])
+
+
+def _memory_of(
+    result: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, channels_last: bool
+) -> Tensor:
+    """The memory of the result, contiguous; new memory for None.
+
+    Raises:
+        ValueError, TypeError: the result has another shape, dtype, device or layout, or is no tensor.
+    """
+    if result is None:
+        return torch.empty(shape, dtype=dtype, device=device)
+    if not isinstance(result, Tensor):
+        raise TypeError(f"out must be a tensor, got {shown(result)}")
+    memory = result.movedim(1, -1) if channels_last and result.ndim == len(shape) else result
+    if (result.shape, result.dtype, result.device) != (shape, dtype, device) or not memory.is_contiguous():
+        layout = "channels_last" if channels_last else "contiguous"
+        raise ValueError(
+            f"out must be {layout}, of shape {shape} and {dtype} on {device}, got shape {tuple(result.shape)}, strides "
+            f"{result.stride()}, {result.dtype} on {result.device}"
+        )
+    return memory
 
 
 def channel_statistics(normalize: Normalize | None, channels: int) -> tuple[Tensor, Tensor]:

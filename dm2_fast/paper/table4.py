@@ -118,9 +118,15 @@ def _table4(config: Table4Config, device: torch.device, echo: Callable[[str], No
     order = shuffled(torch.arange(len(data.x)), config.seed, "initial")
     labelled, pool = order[: config.labelled], order[config.labelled :][: config.pool].sort().values
     model = _trained(folder / "model.pt", recipe, data, labelled, device)
+
+    def over(trial: Trial, budget: int) -> bool:
+        return config.limit is not None and trial.acquisition(budget, config.pool, config.labelled) > config.limit
+
     trials = {
         name: try_out(
-            strategy, lambda rows, n: _real(model, data, labelled[:n], pool[:rows], config.seed), config.limit
+            strategy,
+            lambda rows, n: _real(model, data, labelled[:n], pool[:rows], config.seed),
+            partial(over, budget=min(budgets)),
         )
         for name, strategy in methods.items()
     }
@@ -136,8 +142,8 @@ def _table4(config: Table4Config, device: torch.device, echo: Callable[[str], No
         and not all(clock.has(part, "selection", name, repeat) for repeat in range(config.repeats))
     ]
     for part, name in list(missing):
-        seconds = trials[name].acquisition(part.budget, config.pool, config.labelled)
-        if config.limit is not None and seconds > config.limit:
+        if over(trials[name], part.budget):
+            seconds = trials[name].acquisition(part.budget, config.pool, config.labelled)
             missing.remove((part, name))
             clock.add(Timing(part.axis, part.classes, "estimate", name, part.budget, 0, seconds, 0))
             echo(f"{_place(part, name)} not run: about {digits(seconds)} s, over the limit")

@@ -8,8 +8,17 @@ from dm2_fast.acquire import select_from
 from dm2_fast.round import Round
 from dm2_fast.strategy import Pass, Strategy
 
-_WARM_UP = (64, 64, 4)
-_TRIALS = ((64, 64, 4), (64, 64, 16), (128, 64, 4), (64, 128, 4))  # rows, labelled samples and budget
+_ROWS, _MORE_ROWS = 64, 256
+_SAMPLES, _MORE_SAMPLES = 64, 128
+_BUDGET, _MORE_BUDGET = 4, 16
+# Rows, labelled samples and budget; what is dear in a large pool shows first.
+_TRIALS = (
+    (_ROWS, _SAMPLES, _BUDGET),
+    (_MORE_ROWS, _SAMPLES, _BUDGET),
+    (_ROWS, _SAMPLES, _MORE_BUDGET),
+    (_MORE_ROWS, _SAMPLES, _MORE_BUDGET),
+    (_ROWS, _MORE_SAMPLES, _BUDGET),
+)
 
 
 @dataclass(frozen=True)
@@ -28,30 +37,45 @@ class Trial:
 
     def passes(self, pool: int, labelled: int) -> dict[str, float]:
         """Seconds of each pass: a line in the rows and in the labelled samples."""
-        few, _, rows, samples = self.spent
+        few, rows, _, _, samples = self.spent
         return {
             name: s
-            + max(0.0, rows.get(name, s) - s) * (pool / 64 - 1)
-            + max(0.0, samples.get(name, s) - s) * max(0.0, labelled / 64 - 1)
+            + _rise(s, rows.get(name, s), _ROWS, _MORE_ROWS, pool)
+            + _rise(s, samples.get(name, s), _SAMPLES, _MORE_SAMPLES, labelled)
             for name, s in few.items()
         }
 
     def selection(self, budget: int, pool: int, labelled: int) -> float:
-        """Seconds of one selection: a line in rows and labelled samples, and in the budget, which rows make steeper."""
-        first, by_budget, by_rows, by_samples = self.seconds
-        rise = max(0.0, by_budget - first) / 12 * (1 + pool / 4096) * (budget - 4)
-        of_samples = max(0.0, by_samples - first) * max(0.0, labelled / 64 - 1)
-        return first + max(0.0, by_rows - first) * (pool / 64 - 1) + of_samples + rise
+        """Seconds of one selection: a line in rows, labelled samples and budget; more rows make the budget dearer."""
+        first, by_rows, by_budget, by_both, by_samples = self.seconds
+        of_few, of_many = max(0.0, by_budget - first), max(0.0, by_both - by_rows)
+        of_budget = of_few + _rise(of_few, of_many, _ROWS, _MORE_ROWS, pool)
+        return (
+            first
+            + _rise(first, by_rows, _ROWS, _MORE_ROWS, pool)
+            + _rise(first, by_samples, _SAMPLES, _MORE_SAMPLES, labelled)
+            + of_budget * max(0, budget - _BUDGET) / (_MORE_BUDGET - _BUDGET)
+        )
 
     def acquisition(self, budget: int, pool: int, labelled: int) -> float:
         """Seconds of one acquisition, its passes and its selection."""
         return sum(self.passes(pool, labelled).values()) + self.selection(budget, pool, labelled)
 
 
-def try_out(strategy: Strategy, round_of: Callable[[int, int], Round], limit: float | None = None) -> Trial:
+def _rise(few: float, many: float, at_few: int, at_many: int, n: int) -> float:
+    """What a line through (at_few, few) and (at_many, many) has more at n than at at_few; no line falls."""
+    return max(0.0, many - few) / (at_many - at_few) * max(0, n - at_few)
+
+
+def try_out(
+    strategy: Strategy,
+    round_of: Callable[[int, int], Round],
+    enough: Callable[[Trial], bool] = lambda trial: False,
+) -> Trial:
     """Run a strategy on rounds with few rows and labelled samples, which `round_of` makes.
 
-    What takes more than limit seconds the first time is not run again: then that is all that is known.
+    What was not yet tried counts as no slower than the first trial, so that estimates grow from trial to trial; it ends
+    where they are enough.
     """
     names = [shared.name for shared in strategy.passes]
 
@@ -62,11 +86,18 @@ def try_out(strategy: Strategy, round_of: Callable[[int, int], Round], limit: fl
         whole, passes = perf_counter() - start, {name: stages[name] for name in names if name in stages}
         return passes, max(0.0, whole - sum(passes.values()))
 
-    first = run(*_WARM_UP)
-    over = limit is not None and sum(first[0].values()) + first[1] > limit
-    trials = [first if over else run(*trial) for trial in _TRIALS]
-    spent, seconds = zip(*trials, strict=True)
-    return Trial(tuple(p for p in strategy.passes if p.name in spent[0]), spent, seconds)
+    def trial() -> Trial:
+        spent, seconds = zip(*done, *[done[0]] * (len(_TRIALS) - len(done)), strict=True)
+        return Trial(tuple(p for p in strategy.passes if p.name in spent[0]), spent, seconds)
+
+    done = [run(*_TRIALS[0])]  # to warm up
+    if not enough(trial()):
+        done = []
+        for sizes in _TRIALS:
+            done.append(run(*sizes))
+            if enough(trial()):
+                break
+    return trial()
 
 
 def estimate(acquisitions: Sequence[tuple[Trial, int]], pool: int, labelled: int, repeats: int) -> float:

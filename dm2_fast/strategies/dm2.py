@@ -101,7 +101,8 @@ def choose(round: Round, budget: int, options: DM2Config) -> Picked:
     with round.stage("neighbours"):
         n, index, audit = len(round), None, None
         searching = {"progress": forward.progress, **forward.compute}
-        searching |= {} if forward.memory is None else {"memory": forward.memory}
+        if forward.memory is not None and features.device.type == "cpu":
+            searching["memory"] = forward.memory
         distances, neighbours = torch.empty(n, 0), torch.empty(n, 0, dtype=torch.int64)
         if k and options.recall is None:
             _tell_of_recall(features, m)

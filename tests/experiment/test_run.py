@@ -174,7 +174,7 @@ def test_epsilon_is_searched_on_a_held_out_tenth_of_the_labelled_set(
     accuracy = {1 / 255: 0.25, 2 / 255: 0.5, 4 / 255: 0.5, 8 / 255: 0.25}
     data = load("digits")
 
-    def judge(model, x, y, normalize, epsilon, batch_size):
+    def judge(model, x, y, normalize, epsilon, batch_size, **options):
         assert epsilon == 0.05
         asked.append(x)
         candidate = twins.SEARCHED_EPSILONS[(len(asked) - 1) % 4]

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 
 from dm2_fast import fgsm
 from dm2_fast.experiment import models, training
@@ -144,6 +145,26 @@ def test_a_twin_is_augmented_like_its_pair(labelled: Labelled) -> None:
             met.append(twin)
     assert len(met) == 12
     assert len(torch.stack(met).unique(dim=0)) > 8  # they are augmented
+
+
+def test_the_labelled_set_stays_on_a_gpu_if_it_fits(labelled: Labelled, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    needed = 10 * 64 + 2 * 64 * 4
+    for free, home in ((2 * needed, gpu), (2 * needed - 2, torch.device("cpu"))):
+        monkeypatch.setattr(training, "room", lambda device, free=free: free)
+        assert training._home(labelled, gpu) == home
+    monkeypatch.undo()
+    assert training._home(labelled, torch.device("cpu")) == torch.device("cpu")
+
+
+def test_augmentation_stays_where_the_images_are(labelled: Labelled) -> None:
+    shift = training._Shift.draw(10, torch.Generator().manual_seed(0))
+    with FakeTensorMode(allow_non_fake_inputs=True):  # tensors without values that know their device
+        there = labelled.to(torch.device("cuda"))
+        assert {part.device.type for part in (there.x, there.y, there.twins, there.twin_of)} == {"cuda"}
+        moved = training._augmented(there.x.float(), shift.to(torch.device("cuda")))
+        assert moved.device.type == "cuda"
+        assert moved.shape == labelled.x.shape
 
 
 def test_a_single_sample_left_over_joins_the_batch_before_it() -> None:

@@ -128,7 +128,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = 
         dm2_fast.mix,
         lambda: {
             "inputs": features(), "indices": indices(), "lam": 0.5, "weights": None, "rows": None, "normalize": None,
-            "memory_format": torch.preserve_format, "backend": "auto", "num_threads": 1,
+            "memory_format": torch.preserve_format, "out": None, "backend": "auto", "num_threads": 1,
         },
     ),
     "uncertainty": (

@@ -32,6 +32,8 @@ def _tiles(large_tiles: None) -> None:
 
 
 def rows_of(kind: str, m: int, d: int, seed: int = 0) -> Tensor:
+    if kind == "bfloat16":  # which numpy lacks
+        return rows_of("sparse ReLU", m, d, seed).bfloat16()
     make, hold = KINDS[kind]
     if kind == "100 copies of each row":
         return torch.from_numpy(KINDS["sparse ReLU"][0](np.random.default_rng(seed), 7, d))[torch.arange(m) % 7]
@@ -77,16 +79,24 @@ def sads(one: Tensor, other: Tensor) -> np.ndarray:
     return np.abs(a[:, None] - b[None]).sum(-1)
 
 
-@pytest.mark.parametrize(("kind", "k"), [("sparse ReLU", 3), ("tiny and huge rows", 1)])
-def test_neighbours_behind_the_filter_have_the_same_bits(kind: str, k: int) -> None:
-    check_same(rows_of(kind, 131, 19), k)
+@pytest.mark.parametrize(
+    ("kind", "k", "metric"),
+    [
+        ("sparse ReLU", 3, "literal"),
+        ("tiny and huge rows", 1, "rms"),
+        ("bfloat16", 2, "l1"),
+        ("30 % zero rows", 4, "l2"),
+    ],
+)
+def test_neighbours_behind_the_filter_have_the_same_bits(kind: str, k: int, metric: str) -> None:
+    check_same(rows_of(kind, 131, 19), k, metric)
 
 
 @pytest.mark.slow
 @pytest.mark.release
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "bfloat16"])
 def test_neighbours_behind_the_filter_have_the_same_bits_for_every_kind_of_rows(kind: str, metric: str) -> None:
     x = rows_of(kind, 150, 24)
     check_same(x, 5, metric, x[:70] * 1.01 + 1e-3 if kind == "queries" else None)
@@ -95,10 +105,22 @@ def test_neighbours_behind_the_filter_have_the_same_bits_for_every_kind_of_rows(
 @pytest.mark.slow
 @pytest.mark.release
 @pytest.mark.timeout(1200)
+@pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize(("m", "d", "k"), [(2, 1, 1), (63, 3, 62), (64, 100, 7), (65, 33, 64), (129, 5, 65)])
-def test_neighbours_behind_the_filter_have_the_same_bits_at_odd_sizes(m: int, d: int, k: int) -> None:
-    check_same(rows_of("sparse ReLU", m, d), k)
-    check_same(torch.from_numpy(np.random.default_rng(0).integers(-1, 2, (m, d))).float(), k)  # ties at all distances
+def test_neighbours_behind_the_filter_have_the_same_bits_at_odd_sizes(m: int, d: int, k: int, metric: str) -> None:
+    check_same(rows_of("sparse ReLU", m, d), k, metric)
+    ties = torch.from_numpy(np.random.default_rng(0).integers(-1, 2, (m, d))).float()
+    check_same(ties, k, metric)
+
+
+@pytest.mark.slow
+@pytest.mark.release
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("metric", METRICS)
+def test_neighbours_behind_the_filter_have_the_same_bits_for_every_k(metric: str) -> None:
+    x = rows_of("sparse ReLU", 67, 5)
+    for k in range(1 + METRICS.index(metric), 66, len(METRICS)):  # the metrics take turns
+        check_same(x, k, metric)
 
 
 @pytest.mark.parametrize("metric", METRICS)

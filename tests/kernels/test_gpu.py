@@ -1,13 +1,23 @@
-"""On a GPU only: the shipped tiles at sizes that no interpreter reaches. `make gpu` runs these, and all tests named
-triton, which without a GPU run interpreted."""
+"""On a GPU only: the shipped tiles at sizes that no interpreter reaches, and the rest of an acquisition. `make gpu`
+runs these, and all tests named triton, which without a GPU run interpreted."""
+
+from typing import Any
 
 import pytest
 import torch
 from oracle import assert_knn_close
-from torch import Tensor
+from torch import Tensor, nn
 
 import dm2_fast
 import dm2_fast.ops
+from dm2_fast import strategies
+from dm2_fast.experiment import training
+from dm2_fast.experiment.config import TrainingConfig
+from dm2_fast.experiment.training import Labelled, train
+from dm2_fast.model import shared
+from dm2_fast.model.graph import Graphed
+from dm2_fast.model.passes import ForwardPass
+from dm2_fast.operations.mix import Recipe
 
 pytestmark = [
     pytest.mark.gpu,
@@ -73,3 +83,91 @@ def test_operations_compile_into_one_graph() -> None:
     compiled = torch.compile(lambda x: torch.ops.dm2_fast.knn(x * 2, 5)[0] + 1, fullgraph=True)
     x = normal(500, 32).cuda()
     torch.testing.assert_close(compiled(x), dm2_fast.knn(x, 5)[0] + 1)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm, self.more = nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.Conv2d(32, 64, 3)
+        self.drop, self.head = nn.Dropout(), nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.more(self.norm(self.conv(x)).relu()).relu()
+        return self.head(self.drop(x.mean((2, 3))))
+
+
+class Asking(Net):
+    """Asks the device for a number on the way, which cannot be captured."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (1 + 0 * x.sum().item())
+
+
+POOL = torch.randint(0, 256, (1050, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def passes(pool: Any, model: nn.Module | None = None, **options: Any) -> tuple[ForwardPass, list[Tensor]]:
+    """Features, logits, and the scores of mixtures, in batches of 100."""
+    forward = ForwardPass((model or Net()).eval().cuda(), pool, (0.5, (0.2, 0.3, 0.4)), batch_size=100, **options)
+    indices = torch.randint(0, len(POOL), (len(POOL), 5), generator=torch.Generator().manual_seed(1))
+    recipe = Recipe(indices, None, torch.linspace(0, 1, len(POOL), dtype=torch.float64))
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+        return forward, [*forward.features_and_logits(), forward.logits(), forward.mixed_uncertainty(recipe)]
+
+
+@pytest.mark.parametrize("where", ["host", "device", "array"])
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_graphs_and_copies_ahead_do_not_change_a_bit(
+    where: str, autocast: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = {"host": POOL, "device": POOL.cuda(), "array": POOL.numpy()}[where]
+    forward, got = passes(pool, autocast=autocast)
+    run = forward.prepared().run
+    assert isinstance(run, Graphed)
+    assert run.input is not None
+    monkeypatch.setattr(ForwardPass, "_ahead", lambda *arguments: None)
+    monkeypatch.setattr(Graphed, "__call__", lambda self, batch: self._run(batch))
+    for one, other in zip(got, passes(pool, autocast=autocast)[1], strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_model_that_cannot_be_captured_runs_without_a_graph_and_says_so() -> None:
+    with pytest.warns(UserWarning, match="the model runs without a CUDA graph"):
+        forward, got = passes(POOL, Asking())
+    assert forward.note is not None
+    assert not forward.note.startswith("off")
+    for one, other in zip(got, passes(POOL)[1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("room", [0, 10**12])
+@pytest.mark.parametrize("name", [name for name in strategies.names() if strategies.get(name).part is None])
+@pytest.mark.filterwarnings("ignore:features stay in the memory of the host")
+def test_every_strategy_chooses_wherever_the_features_are(
+    name: str, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "room", lambda device, memory: room)
+    picked = dm2_fast.select(
+        Net().eval().cuda(), POOL[20:220], 10, name, labelled=POOL[:20], labels=torch.arange(20) % 10,
+        companions=[Net().eval().cuda()], batch_size=100,
+    )  # fmt: skip
+    assert len(set(picked.indices.tolist())) == 10
+    if picked.distances is not None:
+        assert picked.distances.device.type == ("cpu" if room == 0 else "cuda")
+
+
+@pytest.mark.parametrize("augment", ["none", "flip-crop"])
+def test_training_on_what_stays_on_the_device_learns_the_same(augment: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = POOL[:100], torch.arange(100) % 10
+    labelled = Labelled(x, y, x[[7, 2]].float() / 255, torch.tensor([7, 2]))
+    config = TrainingConfig(epochs=2, batch_size=32, optimizer="sgd", lr=0.01, weight_decay=0.0, augment=augment)
+    weights, homes = [], []
+    home = training._home
+    monkeypatch.setattr(training, "_home", lambda *given: homes.append(home(*given)) or homes[-1])
+    for prepare in ("auto", "off"):
+        model = Net().cuda()
+        train(model, labelled, config, (0.5, 0.25), 3, prepare=prepare)
+        weights.append(model.head.weight.detach())
+    assert [where.type for where in homes] == ["cuda"]
+    torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-3)

@@ -244,6 +244,19 @@ def test_a_result_may_lie_channels_last(backend: str, dtype: torch.dtype) -> Non
             assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16])
+def test_a_result_may_be_written_to_memory_that_is_there(backend: str, dtype: torch.dtype) -> None:
+    inputs, indices = pool_of((12, 3, 4, 6), dtype).to(device_of(backend)), neighbours_of(12, 7, 3)
+    for pool in (inputs, inputs.contiguous(memory_format=torch.channels_last), inputs.flatten(1)):
+        for layout in (torch.preserve_format, torch.channels_last)[: 1 + (pool.ndim == 4)]:
+            options: dict[str, Any] = {"rows": torch.arange(3, 10), "memory_format": layout, "backend": backend}
+            want = dm2_fast.mix(pool, indices, 0.3, **options)
+            out = torch.full_like(want, torch.nan)
+            assert dm2_fast.mix(pool, indices, 0.3, out=out, **options) is out
+            assert torch.equal(out, want)
+            assert out.stride() == want.stride()
+
+
 def test_results_carry_no_gradient_and_leave_the_pool_alone() -> None:
     inputs = pool_of((6, 5)).requires_grad_()
     before = inputs.detach().clone()
@@ -443,6 +456,18 @@ def with_row(row: int, values: list[float]) -> Tensor:
             ValueError,
             r"inputs must be 4-D to be mixed into torch.channels_last, got shape \(9, 4\)",
         ),
+        ({"out": np.ones((9, 4))}, TypeError, "out must be a tensor, got an ndarray"),
+        (
+            {"out": torch.ones(8, 4)},
+            ValueError,
+            r"out must be contiguous, of shape \(9, 4\) and .*, got shape \(8, 4\)",
+        ),
+        (
+            {"out": torch.ones(9, 4).double()},
+            ValueError,
+            r"out must be .* torch\.float32 on cpu, got .* torch\.float64",
+        ),
+        ({"out": torch.ones(4, 9).T}, ValueError, r"out must be contiguous, .* got shape \(9, 4\), strides \(1, 9\)"),
         ({"backend": "gpu"}, ValueError, "backend must be one of auto, triton, cpp, torch, got 'gpu'"),
         ({"num_threads": 0}, ValueError, "num_threads must be at least 1, got 0"),
     ],

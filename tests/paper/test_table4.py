@@ -1,5 +1,6 @@
 import random
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -155,25 +156,49 @@ def test_a_method_over_the_limit_is_named_with_its_estimate_and_not_run(
 
 
 def test_an_estimate_grows_with_rows_labelled_samples_and_budget() -> None:
-    of = Trial((), ({"a": 1.0}, {"a": 1.0}, {"a": 2.0}, {"a": 1.5}), (0.1, 0.22, 0.3, 0.1))
+    spent = ({"a": 1.0}, {"a": 4.0}, {"a": 1.0}, {"a": 4.0}, {"a": 1.5})
+    of = Trial((), spent, (0.1, 0.7, 0.22, 1.3, 0.1))
     assert of.passes(640, 320) == {"a": pytest.approx(1 + 1 * 9 + 0.5 * 4)}
-    assert of.selection(100, 640, 320) == pytest.approx(0.1 + 0.2 * 9 + 0.01 * (1 + 640 / 4096) * 96)
+    by_pick = 0.01 + (0.05 - 0.01) / 192 * 576
+    assert of.selection(100, 640, 320) == pytest.approx(0.1 + 0.2 * 9 + by_pick * 96)
     assert of.acquisition(100, 640, 320) == pytest.approx(12 + of.selection(100, 640, 320))
     assert of.passes(64, 10) == {"a": 1.0}
 
 
-def test_what_is_over_the_limit_at_first_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def product_choice(asked: Round, budget: int, options: None) -> Picked:
+    """Takes a second of that clock for every row and every pick but two."""
+    Clock.now += len(asked.forward) * (budget - 2)
+    return Picked(torch.arange(budget), None)
+
+
+def test_the_estimate_of_a_method_whose_time_is_rows_times_picks_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "perf_counter", lambda: Clock.now)
-    tried = []
+
+    def asked(rows: int, labelled: int) -> Round:
+        return Round(ForwardPass(torch.nn.Linear(3, 2), torch.rand(rows, 3)))
+
+    found = try_out(strategies.get(product_choice), asked)
+    assert found.acquisition(1000, 10_000, 1000) == pytest.approx(10_000 * 998)
+
+
+def test_trials_end_where_they_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "perf_counter", lambda: Clock.now)
+    tried: list[int] = []
 
     def asked(rows: int, labelled: int) -> Round:
         tried.append(rows)
         return Round(ForwardPass(torch.nn.Linear(3, 2), torch.rand(rows, 3)))
 
-    assert try_out(strategies.get(slow_choice), asked, limit=0.5).acquisition(100, 10_000, 1000) == 1
+    def over(limit: float) -> Callable[[Trial], bool]:
+        return lambda found: found.acquisition(100, 10_000, 1000) > limit
+
+    assert try_out(strategies.get(slow_choice), asked, over(0.5)).acquisition(100, 10_000, 1000) == 1
     assert tried == [64]
-    assert try_out(strategies.get(slow_choice), asked, limit=2).acquisition(100, 10_000, 1000) == 1
-    assert tried == [64, 64, 64, 64, 128, 64]
+    assert try_out(strategies.get(slow_choice), asked, over(2)).acquisition(100, 10_000, 1000) == 1
+    assert tried[1:] == [64, 64, 256, 64, 256, 64]
+    tried.clear()
+    assert try_out(strategies.get(product_choice), asked, over(5000)).acquisition(100, 10_000, 1000) > 5000
+    assert tried == [64, 64, 256]
 
 
 @pytest.mark.parametrize(
