@@ -266,7 +266,7 @@ def _ask(
             )
     size = config.batch_size or batch_size
     options: dict[str, Any] = {"progress": True, "multilabel": config.multilabel, "memory": config.memory}
-    options["these_are_logits"] = config.these_are_logits
+    options |= {"these_are_logits": config.these_are_logits, "prepare": config.prepare}
     forward = ForwardPass(model.to(device), pool, normalize, head, size, **options)
     return Round(forward, labelled=others, labels=labels, **keys)
 

@@ -53,6 +53,8 @@ class SelectConfig:
         batch_size: Samples per forward pass; null for 256, or 4 MB of features.
         device: auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.
         threads: CPU threads; null leaves them as they are.
+        prepare: auto = the network is prepared for inference, and runs as a CUDA graph on a GPU; or off = it runs as it
+            is.
         memory: What exact neighbours may take beside what is in memory already, as in 4GB; what needs more goes to
             files beside the output, which are gone at the end. The plan is printed first. null for no limit.
         output: Folder to write, which must be new; null for one below selections/ that is named after pool, strategy,
@@ -89,6 +91,7 @@ class SelectConfig:
     batch_size: int | None = None
     device: str = "auto"
     threads: int | None = None
+    prepare: Literal["auto", "off"] = "auto"
     memory: str | None = None
     output: Path | None = None
     shard: str | None = None
@@ -120,7 +123,11 @@ class SelectConfig:
         elif self.model is None or not plugins.is_plugin(self.model):
             got = "" if self.model is None else f", got {self.model}"
             raise ValueError(f"give --model for --pool, as package.module:function{got}")
-        for name, choices in (("ties", ("lower", "random")), ("export", ("label-studio", None))):
+        for name, choices in (
+            ("ties", ("lower", "random")),
+            ("prepare", ("auto", "off")),
+            ("export", ("label-studio", None)),
+        ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {getattr(self, name)!r}")
         check_over(self.multilabel)

@@ -157,6 +157,13 @@ def test_every_strategy_chooses_wherever_the_features_are(
         assert picked.distances.device.type == ("cpu" if room == 0 else "cuda")
 
 
+def test_features_that_fit_into_the_memory_asked_for_are_searched_on_the_device() -> None:
+    want, got = (dm2_fast.select(Net().eval().cuda(), POOL, 10, memory=memory) for memory in (None, "1GB"))
+    assert got.distances is not None
+    assert got.distances.device.type == "cuda"
+    assert torch.equal(got.indices, want.indices)
+
+
 @pytest.mark.parametrize("augment", ["none", "flip-crop"])
 def test_training_on_what_stays_on_the_device_learns_the_same(augment: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = POOL[:100], torch.arange(100) % 10

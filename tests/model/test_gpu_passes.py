@@ -18,6 +18,7 @@ from dm2_fast.model.feed import fed
 from dm2_fast.model.graph import Graphed
 from dm2_fast.model.passes import ForwardPass
 from dm2_fast.operations.mix import Recipe
+from dm2_fast.round import Round
 
 
 class Stream:
@@ -319,6 +320,13 @@ def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_copied_ahead_any_mor
     assert calls[2 if when == "third" else 0 :] == [10] + [5] * (9 if when == "first" else 5)
     torch.testing.assert_close(features, want[0])
     torch.testing.assert_close(logits, want[1])
+
+
+def test_labelled_features_go_where_those_of_the_pool_are() -> None:
+    asked = Round(ForwardPass(Net().eval(), POOL[10:], batch_size=10), labelled=POOL[:10])
+    assert asked.labelled_features.device.type == "cpu"
+    asked._kept["features", None] = asked.features.to("meta"), asked.logits
+    assert asked.labelled_features.device.type == "meta"
 
 
 def test_features_stay_on_the_device_while_they_fit() -> None:
