@@ -1,10 +1,11 @@
-"""Exact neighbours over several processes, and within less memory, against one process: CPU seconds of all of them,
-seconds, and megabytes that one process sends.
+"""Neighbours over several processes, and within less memory, against one process: CPU seconds of all of them, seconds,
+and megabytes that one process sends.
 
     python benches/shards.py --features FILE.npy [--mix] [--rows M ...] [--processes P ...] [--memory SIZE ...]
+                             [--recall R]
 
-Each process has one thread; the graphs are compared, bit for bit. With --mix the rows are averages of two random ones.
-With --memory they are read from a file that is mapped.
+With --recall they are approximate, else exact. Each process has one thread; the graphs are compared, bit for bit. With
+--mix the rows are averages of two random ones. With --memory they are read from a file that is mapped.
 """
 
 import argparse
@@ -44,29 +45,34 @@ def work(rank: int, size: int, port: int, args: argparse.Namespace, rows: int, p
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=size)
     x = rows_of(args.features, rows, args.mix)[rows * rank // size : rows * (rank + 1) // size].clone()
-    moved, start = 0, Group.start
+    moved, start, concatenate = 0, Group.start, Group.concatenate
 
     def counted(self: Group, sent, to, received, source):  # type: ignore[no-untyped-def]
         nonlocal moved
         moved += sum(t.numel() * t.element_size() for t in sent)
         return start(self, sent, to, received, source)
 
-    Group.start = counted  # type: ignore[method-assign]
+    def counted_to_all(self: Group, rows, counts=None):  # type: ignore[no-untyped-def]
+        nonlocal moved
+        moved += (size - 1) * rows.numel() * rows.element_size()
+        return concatenate(self, rows, counts)
+
+    Group.start, Group.concatenate = counted, counted_to_all  # type: ignore[method-assign]
     dist.barrier()
     cpu, wall = time.process_time(), time.perf_counter()
-    found = ring.knn(x, args.k)
+    found = ring.knn(x, args.k, recall=args.recall)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     pipe.send((cpu, wall, moved, [t.numpy() for t in found]))
     dist.destroy_process_group()
 
 
-def within(file: Path, k: int, memory: str) -> tuple[float, float, list[np.ndarray]]:
+def within(file: Path, k: int, recall: float | None, memory: str) -> tuple[float, float, list[np.ndarray]]:
     """CPU seconds, seconds, and the graph."""
     torch.set_num_threads(1)
     x = np.load(file, mmap_mode="r")
     dm2_fast.knn(np.array(x[:1000]), k)
     cpu, wall = time.process_time(), time.perf_counter()
-    found = dm2_fast.knn(x, k, memory=memory)
+    found = dm2_fast.knn(x, k, recall=recall, memory=memory)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     return cpu, wall, [part.numpy().copy() for part in found]
 
@@ -79,6 +85,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--memory", nargs="*", default=[], metavar="SIZE")
     parser.add_argument("-k", type=int, default=10)
+    parser.add_argument("--recall", type=float)
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(header(torch.device("cpu")))
@@ -87,13 +94,13 @@ def main() -> None:
     for rows in args.rows:
         x = rows_of(args.features, rows, args.mix)
         cpu, wall = time.process_time(), time.perf_counter()
-        expected = dm2_fast.knn(x, args.k)
+        expected = dm2_fast.knn(x, args.k, recall=args.recall)
         alone, wall = time.process_time() - cpu, time.perf_counter() - wall
         print(f"| {rows} | `dm2_fast.knn` | {alone:.1f} | | {wall:.1f} | |", flush=True)
         for memory in args.memory:
             with tempfile.TemporaryDirectory() as folder:
                 np.save(Path(folder, "x.npy"), x.numpy())
-                cpu, wall, graph = in_fresh_process(within, Path(folder, "x.npy"), args.k, memory)
+                cpu, wall, graph = in_fresh_process(within, Path(folder, "x.npy"), args.k, args.recall, memory)
             assert all(np.array_equal(part, want.numpy()) for part, want in zip(graph, expected, strict=True))
             print(f"| {rows} | memory={memory} | {cpu:.1f} | {cpu / alone:.2f} | {wall:.1f} | |", flush=True)
         del x

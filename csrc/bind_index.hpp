@@ -48,6 +48,12 @@ struct BoundIndex {
                                            [&](double) { poll(0.0); });
     }
 
+    void make_cells(int num_threads, const py::object& report) {
+        require(index->cells == nullptr, "the rows are in cells already");
+        Poll poll(report);
+        py::gil_scoped_release release;
+        index->make_cells(num_threads, [&](double) { poll(0.0); });
+    }
     bool has_rows() const { return index->rows.data != nullptr; }
 
     static Array<std::int64_t> copy(const std::vector<std::ptrdiff_t>& values) {
@@ -56,7 +62,10 @@ struct BoundIndex {
         return found;
     }
     Array<std::int64_t> places() const { return copy(index->side->order); }
-    Array<std::int64_t> cells() const { return copy(index->cells->first); }
+    Array<std::int64_t> cells() const {
+        require(index->cells != nullptr, "the rows are in no cells yet");
+        return copy(index->cells->first);
+    }
 
     void search(const py::array& queries, const Array<T>& query_scale, const Array<std::int64_t>& query_ids,
                 const Array<std::int64_t>& row_ids, Array<T>& distances, Array<std::int64_t>& indices, int num_threads,
@@ -90,9 +99,7 @@ struct BoundGraph {
                std::ptrdiff_t first, std::ptrdiff_t last)
         : index(std::move(index_)), ids(checked(*index, ids_)),
           graph(*index->index, ids.data(), checked(slots), checked(*index, first),
-                checked(*index, last < 0 ? index->index->rows.n : last)) {
-        require(graph.first() <= graph.last(), "first must not be behind last");
-    }
+                checked(*index, last < 0 ? index->index->rows.n : last, first)) {}
     BoundGraph(const std::shared_ptr<BoundGraph>& other, const Array<std::int64_t>& ids_)
         : BoundGraph(*other, ids_, other->reading()) {}
 
@@ -207,9 +214,10 @@ private:
         return py::make_tuple(Array<std::int64_t>(n, offers.places.data()),
                               Array<std::uint64_t>(n, offers.entries.data()));
     }
-    static std::ptrdiff_t checked(const BoundIndex<T>& index, std::ptrdiff_t place) {
+    static std::ptrdiff_t checked(const BoundIndex<T>& index, std::ptrdiff_t place, std::ptrdiff_t first = 0) {
         const std::vector<std::ptrdiff_t>& cells = index.index->cells->first;
         require(std::binary_search(cells.begin(), cells.end(), place), "a part must be of whole cells");
+        require(first <= place, "first must not be behind last");
         return place;
     }
     mutable std::shared_mutex turns_;  // the lists change in place, and a caller may have several threads
@@ -220,6 +228,7 @@ private:
     static const Array<std::int64_t>& checked(const BoundIndex<T>& index, const Array<std::int64_t>& ids) {
         require_aligned({ids});
         require(ids.size() == index.index->rows.n, "ids must have one value per row");
+        require(index.index->cells != nullptr, "the rows are in no cells yet");
         return ids;
     }
     static std::ptrdiff_t checked(std::ptrdiff_t slots) {
@@ -327,6 +336,8 @@ void define_index(py::module_& module, const char* name) {
              py::arg("near").noconvert(), py::arg("wide").noconvert(), py::arg("d"), py::kw_only(),
              py::arg("num_threads"), py::arg("report") = py::none(), "Codes alone, of rows that are elsewhere.")
         .def("places", method(&Bound::places), "The rows in the order of their places.")
+        .def("make_cells", method(&Bound::make_cells), py::kw_only(), py::arg("num_threads"),
+             py::arg("report") = py::none(), "Put rows of codes alone in cells, and their places in that order.")
         .def("cells", method(&Bound::cells), "The places where cells begin, and where the last ends.");
     module.def("encode", &encode<T>, py::arg("rows").noconvert(), py::arg("scale").noconvert(),
                py::arg("frame").none(false), py::arg("near").noconvert(), py::arg("wide").noconvert(), py::kw_only(),

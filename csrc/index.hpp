@@ -49,17 +49,22 @@ struct Index {
         const DefaultArithmetic arithmetic;
         prepare(ids, num_threads, report);
         side = std::make_unique<Side<T>>(rows, folds, grids, num_threads, report);
-        cells = std::make_unique<Cells>(*side, bytes(), num_threads, report);
+        make_cells(num_threads, report);
     }
 
-    // Of codes alone, (n, 32) and (n, bytes), on all of an `Encoding`: nothing can be searched, but a graph can be made.
+    // Of codes alone, (n, 32) and (n, bytes), on all of an `Encoding`: nothing can be searched, but once the rows are in
+    // cells, which need the memory that the codes took, a graph can be made.
     template <class Report>
     Index(std::ptrdiff_t n, std::ptrdiff_t d, const std::uint8_t* near, const std::uint8_t* wide, std::ptrdiff_t bytes,
           const Scanner& scanner_, int num_threads, const Report& report)
         : rows{nullptr, n, d, d, nullptr}, w1(0), w2(0), scanner(scanner_), bound(Bound::of(d, T(0), T(0))),
           bytes_(bytes) {
         side = std::make_unique<Side<T>>(rows, near, wide, bytes, num_threads, report);
-        cells = std::make_unique<Cells>(*side, bytes, num_threads, report);
+    }
+
+    template <class Report>
+    void make_cells(int num_threads, const Report& report) {
+        cells = std::make_unique<Cells>(*side, bytes_, num_threads, report);
     }
 
     std::ptrdiff_t bytes() const { return bytes_; }

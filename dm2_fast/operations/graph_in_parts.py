@@ -209,6 +209,7 @@ class GraphInParts(AuditedGraph):
         """The cells of the codes of all rows."""
         d, frame = self._rows.data.shape[1], self._frame()
         near, wide = (torch.empty(len(self._rows), bytes, dtype=torch.uint8) for bytes in (32, -(-d // 32) * 32))
+        codes: Any = None
         for start, stop in self._blocks(self._rows.data):
             part = slice(start, stop)
             codes = near[part].numpy(), wide[part].numpy()
@@ -219,9 +220,10 @@ class GraphInParts(AuditedGraph):
         kind, _ = cpp.prepared(self._rows.scale.dtype)
         with self._bar("prepare") as report:
             index = kind(near.numpy(), wide.numpy(), d, num_threads=self._threads, report=report)
-        del near, wide
-        if self._plan is not None:
-            trim()
+            del near, wide, codes
+            if self._plan is not None:
+                trim()
+            index.make_cells(num_threads=self._threads, report=report)
         return index
 
     def _frame(self) -> Any:

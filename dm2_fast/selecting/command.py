@@ -88,7 +88,7 @@ def _select(
     config = replace(config, options=strategies.get(config.strategy).checked(config.options))
     output = config.output or _default_output(config)
 
-    together: Any = Alone() if group is None else group
+    together: Any = group or Alone()
 
     def check() -> None:
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -111,16 +111,8 @@ def _select(
     threads = config.threads or (torchrun.threads() if group is not None else None)
     with reproducible(threads), naming_file(output), _scratch(output, group) as scratch:
         device = usable_device(torchrun.device(config.device) if group is not None else config.device)
-        asked = _ask(
-            config,
-            array,
-            unlabelled,
-            labelled,
-            labels,
-            scratch,
-            device,
-            in_parts=group is not None or config.shard is not None,
-        )
+        split = group is not None or config.shard is not None
+        asked = _ask(config, array, unlabelled, labelled, labels, scratch, device, in_parts=split)
         if echo:
             echo(
                 f"{config.strategy} on {config.pool or config.features}, {len(array)} rows of {array.shape[1:]} "

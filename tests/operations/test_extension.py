@@ -360,3 +360,83 @@ call()
 def test_ctrl_c_ends_what_takes_minutes(call):
     run = subprocess.run([sys.executable, "-c", LONG, call], capture_output=True, text=True, check=False)
     assert run.stderr.strip().endswith("KeyboardInterrupt")
+
+
+def codes(m: int = 9, d: int = 3, cells: bool = True):
+    made = _C.IndexFloat(np.zeros((m, 32), np.uint8), np.zeros((m, 32), np.uint8), d, num_threads=1)
+    if cells:
+        made.make_cells(num_threads=1)
+    return made
+
+
+def part(first=0, last=256):
+    return _C.GraphFloat(codes(600), np.arange(600), 3, first, last)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: _C.IndexFloat(np.zeros((9, 31), np.uint8), np.zeros((9, 32), np.uint8), 3, num_threads=1),
+            "near must be",
+        ),
+        (
+            lambda: _C.IndexFloat(np.zeros((9, 32), np.uint8), np.zeros((8, 32), np.uint8), 3, num_threads=1),
+            "wide must",
+        ),
+        (
+            lambda: _C.IndexFloat(np.zeros((9, 32), np.uint8), np.zeros((9, 32), np.uint8), 33, num_threads=1),
+            "wide must",
+        ),
+        (lambda: codes().make_cells(num_threads=1), "in cells already"),
+        (lambda: codes(cells=False).cells(), "in no cells yet"),
+        (lambda: _C.GraphFloat(codes(cells=False), np.arange(9), 3), "in no cells yet"),
+        (lambda: search(codes()), "no rows to search"),
+        (lambda: part(1, 256), "whole cells"),
+        (lambda: part(0, 601), "whole cells"),
+        (lambda: part(256, 0), "first must not be behind last"),
+        (lambda: part().join(num_threads=1), "needs the frozen lists of all"),
+        (lambda: part().join(np.zeros((599, 3), np.uint32), num_threads=1), "frozen must be"),
+        (lambda: part().join(np.full((600, 3), 1200, np.uint32), num_threads=1), "frozen must name rows"),
+        (lambda: part().take(np.array([256]), np.zeros(1, np.uint64)), "places must be those of this part"),
+        (lambda: part().take(np.array([0]), np.full(1, 1200, np.uint64)), "entries must name rows"),
+        (lambda: part().take(np.array([0]), np.full(1, 2**63, np.uint64)), "entries must name rows"),
+        (lambda: part().take(np.array([0]), np.zeros(2, np.uint64)), "as many"),
+        (lambda: part().candidates(0, 257), "places must be those of this part"),
+        (lambda: part().nearest(np.arange(1), np.arange(1), *found(), num_threads=1), "no rows to measure"),
+        (lambda: near([9], [[0]]), "must name rows"),
+        (lambda: near([0], [[9]]), "must name rows"),
+        (lambda: near([0], [[-2]]), "must name rows"),
+        (lambda: near([0, 1], [[0]]), "candidates must be"),
+        (lambda: _C.graph_sample(0, 3), "there must be rows"),
+    ],
+)
+def test_parts_of_a_graph_that_would_leave_an_array(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def found():
+    return np.empty((1, 2), F), np.empty((1, 2), IDS)
+
+
+def near(own, candidates):
+    given = ones(9, 3), ones(9), np.arange(9), np.array(own), np.array(candidates)
+    _C.nearest(*given, 0.5, 0.5, *found(), num_threads=1)
+
+
+def test_codes_that_do_not_fit_the_rows():
+    distances = np.zeros(2, F)
+    x = np.random.default_rng(0).standard_normal((40, 5)).astype(F)
+    frame = _C.frame(x, distances, 0.5, 0.5, graph=True, num_threads=1)
+    space = [np.empty((40, 32), np.uint8) for _ in range(2)]
+    _C.encode(x, ones(40), frame, *space, num_threads=1)
+    wrong: list[tuple[Any, Any, Any, str]] = [
+        (x, space[0][:39], space[1], "a code per row"),
+        (x, space[0], space[1][:, :31].copy(), "a code per row"),
+        (x, space[0], space[0], "must not overlap"),
+        (ones(40, 40), space[0], space[1], "like those of the frame"),
+    ]
+    for rows, near, wide, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            _C.encode(rows, ones(40), frame, near, wide, num_threads=1)
