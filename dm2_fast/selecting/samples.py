@@ -108,7 +108,7 @@ def contiguous(array: NDArray[Any], rows: NDArray[np.int64], scratch: Path) -> N
         step = max(1, _BLOCK_BYTES // (array.shape[1] * dtype.itemsize))
         for start in tqdm(range(0, len(rows), step), desc="unlabelled rows", leave=False, disable=None):
             file.write(some[start : start + step].astype(dtype, copy=False).data)
-            release(array)
+            release(array.view(array.dtype.newbyteorder("=")))  # where it lies counts, not its byte order
         file.flush()
         return np.memmap(file, dtype, "r", shape=some.shape)
 
