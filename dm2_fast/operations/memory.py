@@ -8,13 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dm2_fast.operations.arguments import shown
-from dm2_fast.operations.arrays import as_tensor
 
 MOST_PARTS = 64  # of the rows, in files; as many are open at once
 _GRAPH_BLOCK = 2**27  # bytes of rows of an approximate graph, and of what is computed of them, at a time
@@ -149,10 +150,10 @@ def release(*read: object) -> None:
     when it is needed. Anything else is left alone."""
     for x in read:
         if isinstance(x, (Tensor, np.ndarray)):
-            releasing(as_tensor(x, "x"))()
+            releasing(x)()
 
 
-def releasing(x: Tensor) -> Callable[[], object]:
+def releasing(x: Tensor | NDArray[Any]) -> Callable[[], object]:
     """What does `release(x)` again and again, while there is x."""
     mapping = _mapping(x)
     if mapping is None or not hasattr(mmap, "MADV_DONTNEED"):
@@ -168,11 +169,12 @@ def trim() -> None:
         library.malloc_trim(ctypes.c_size_t(0))
 
 
-def _mapping(x: Tensor) -> tuple[int, int] | None:
+def _mapping(x: Tensor | NDArray[Any]) -> tuple[int, int] | None:
     """The addresses of the shared file mapping that x lies in, on Linux; None for memory of any other kind."""
-    maps, at = Path("/proc/self/maps"), x.data_ptr()
-    if x.device.type != "cpu" or not maps.exists():
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or (isinstance(x, Tensor) and x.device.type != "cpu"):
         return None
+    at = x.data_ptr() if isinstance(x, Tensor) else x.ctypes.data
     for line in maps.read_text().splitlines():
         addresses, _, rest = line.partition(" ")
         first, last = (int(end, 16) for end in addresses.split("-"))
