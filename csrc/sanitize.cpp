@@ -96,11 +96,14 @@ void compare_graph(std::ptrdiff_t m, std::ptrdiff_t d, int kind, const dm2::Scan
     for (const int num_threads : {1, 4}) {
         const dm2::Index<T> index(rows, ids.data(), T(0.5), T(0.5), *scanner, num_threads, [](double) {});
         for (std::ptrdiff_t p = 0; p < m; ++p) places[p] = p;
-        dm2::Graph<T> graph(index, ids.data(), 7);
-        graph.probe(0, 1, num_threads, [](double) {});
-        graph.join(num_threads, [](double) {});
-        graph.probe(1, 3, num_threads, [](double) {});
-        graph.join(num_threads, [](double) {});
+        dm2::Graph<T> graph(index, ids.data(), 7, 0, m);
+        std::vector<std::uint32_t> frozen(static_cast<std::size_t>(m * 7));
+        for (const std::ptrdiff_t rank : {0, 1}) {
+            graph.probe(rank, 2 * rank + 1, num_threads, [](double) {});
+            graph.freeze(frozen.data());
+            graph.join(frozen.data(), num_threads, [](double) {});
+            graph.reverse(num_threads);
+        }
         found.emplace_back(m, k);
         const std::vector<std::ptrdiff_t>& order = index.side->order;
         graph.nearest(places.data(), Ids(order.begin(), order.end()).data(), m, k, found.back().distances.data(),

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from dm2_fast import _C
 
 F, IDS = np.float32, np.int64
+CSRC = Path(__file__).parents[2] / "csrc"
 
 
 def ones(*shape: int, dtype=F) -> np.ndarray:
@@ -440,3 +442,10 @@ def test_codes_that_do_not_fit_the_rows():
     for rows, near, wide, message in wrong:
         with pytest.raises(ValueError, match=message):
             _C.encode(rows, ones(40), frame, near, wide, num_threads=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["sanitize", "limit"])
+def test_the_programs_beside_the_extension_compile_without_a_warning(program: str) -> None:
+    flags = ["-fsyntax-only", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-pthread"]
+    subprocess.run(["g++", *flags, CSRC / f"{program}.cpp"], check=True)
