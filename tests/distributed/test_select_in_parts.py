@@ -118,7 +118,7 @@ class Images(torch.utils.data.Dataset[Any]):
         return torch.from_numpy(np.random.default_rng(row).integers(0, 256, (1, size, size), dtype=np.uint8)), row % 3
 
 
-@pytest.mark.parametrize(("processes", "m"), [(3, 500), (4, 70)])
+@pytest.mark.parametrize(("processes", "m"), [(3, 500), pytest.param(4, 70, marks=pytest.mark.slow)])
 def test_a_dataset_is_read_by_all_of_them(in_processes: Call, processes: int, m: int) -> None:
     _check(in_processes, processes, "dm2", dm2_fast.DM2Config(k=4), pool=Images(m), batch_size=32)
     _check(in_processes, 2, "coreset", pool=Images(m), num_workers=1, labelled=Images(5), batch_size=32)
