@@ -133,6 +133,14 @@ def lattice(rng: np.random.Generator, m: int, d: int, most: int = 64) -> Array:
     return x
 
 
+def clusters(m: int, d: int = 48, seed: int = 0) -> torch.Tensor:
+    """Rows that lie near a few curved sheets, as learned features do."""
+    rng = np.random.default_rng(seed)
+    hidden = rng.standard_normal((m, 5)) + 3 * rng.standard_normal((8, 5))[rng.integers(0, 8, m)]
+    x = np.tanh(hidden @ rng.standard_normal((5, d))) + 0.05 * rng.standard_normal((m, d))
+    return torch.from_numpy(x.astype(np.float32))
+
+
 def mix(
     inputs: Any, indices: Any, lam: Any, weights: Any = None, rows: Any = None, normalize: tuple[Any, Any] | None = None
 ) -> Array:

@@ -9,7 +9,6 @@ from torch import Tensor
 from dm2_fast.distributed import ring
 from dm2_fast.distributed.finished import Finished
 from dm2_fast.distributed.group import Group
-from dm2_fast.operations import backends
 from dm2_fast.operations.approximate import AuditedGraph, check_native
 from dm2_fast.operations.graph_in_parts import GraphInParts
 from dm2_fast.operations.knn import Metric
@@ -68,8 +67,7 @@ class Part:
         return ring.knn(features, k, metric, group=self.group.group, **options)
 
     def index(self, features: Tensor, k: int, metric: Metric, recall: float, **options: Any) -> AuditedGraph:
-        module = backends.resolve(options.pop("backend", "auto"), features, "knn")
-        check_native(module, features, "auto")
+        check_native(features, options.pop("backend", "auto"))
 
         def exact(k: int) -> tuple[Tensor, Tensor]:
             return self.nearest(features, k, metric, **options)

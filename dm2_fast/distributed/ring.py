@@ -69,7 +69,7 @@ def knn(
     module = backends.resolve(backend, data, "knn")
     if recall is not None:
         check_approximate(recall, unit_rows, per_dimension)
-        check_native(module, data, backend)
+        check_native(data, backend)
         options: Any = {"num_threads": num_threads, "progress": progress}
         exact = partial(knn, data, metric=metric, group=group, backend=backend, **options)
         return GraphInParts(data, metric, recall, exact, processes, **options).graph(k)

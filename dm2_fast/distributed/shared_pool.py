@@ -32,7 +32,8 @@ def read_together(pool: DatasetPool, group: Group) -> Tensor | Together:
         for key, kind in other.items():
             if kind != first[key]:
                 raise ValueError(unlike(pool.name, number, *kind, row, *first[key]))
-    folder = group.gather_objects(Path(tempfile.mkdtemp()) if group.rank == 0 else Path())[0]
+    made = group.agree(lambda: Path(tempfile.mkdtemp()) if group.rank == 0 else Path())
+    folder = group.gather_objects(made)[0]
     try:
         sizes = {key: shape.numel() * dtype.itemsize for key, (shape, dtype) in first.items()}
 

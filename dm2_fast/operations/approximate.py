@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dm2_fast.operations import cpp
-from dm2_fast.operations.arguments import number, whole
+from dm2_fast.operations import backends, cpp
+from dm2_fast.operations.arguments import whole
+from dm2_fast.operations.arrays import as_integers
 from dm2_fast.operations.audit import LOOKS, Audit, lower_bound, misses_to_aim_at, recall_of
-from dm2_fast.operations.knn import check_k
+from dm2_fast.operations.knn import check_k, check_recall
 from dm2_fast.operations.memory import trim
 from dm2_fast.progress import tqdm, write
 
@@ -54,9 +55,9 @@ def may_pay(rows: int, k: int) -> bool:
     return rows >= _LEAST_ROWS and k <= _MOST_NEIGHBOURS
 
 
-def check_native(module: Any, x: Tensor, backend: str) -> None:
-    """Raise unless this backend is the one that has approximate graphs."""
-    if module is not cpp:
+def check_native(x: Tensor, backend: str) -> None:
+    """Raise unless the backend for x is the one that has approximate graphs."""
+    if backends.resolve(backend, x, "knn") is not cpp:
         raise RuntimeError(
             f"recall= needs features on the CPU and the C++ backend, got {x.device} with backend={backend!r} "
             "(move the features to the CPU, or leave recall out)"
@@ -79,11 +80,7 @@ class AuditedGraph(ABC):
     """
 
     def __init__(self, recall: float | None, seed: int, progress: bool) -> None:
-        if recall is not None:
-            recall = number(
-                "recall", recall, "between 0 and 1, or None for exact neighbours", lambda value: 0 < value < 1
-            )
-        self.recall, self.seed = recall, whole("seed", seed)
+        self.recall, self.seed = None if recall is None else check_recall(recall), whole("seed", seed)
         self.audit: Audit | None = None
         self._progress = progress
         self._steps = self._ranks = self._slots = 0  # taken; cells that each row has met; rows in its list
@@ -113,6 +110,15 @@ class AuditedGraph(ABC):
     @abstractmethod
     def of(self, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Find the exact k nearest other rows of some of the rows, given by their numbers (n,) int64."""
+
+    def _numbers(self, rows: Any) -> Tensor:
+        """Numbers of rows, (n,) int64 on the CPU."""
+        numbers = as_integers(rows, "rows").cpu()
+        if numbers.ndim != 1:
+            raise ValueError(f"rows must be 1-D, got shape {tuple(numbers.shape)}")
+        if len(numbers) and not (int(numbers.min()) >= 0 and int(numbers.max()) < len(self)):
+            raise ValueError(f"rows must be in [0, {len(self) - 1}], got {int(numbers.min())} to {int(numbers.max())}")
+        return numbers
 
     @abstractmethod
     def _all_exact(self, k: int) -> tuple[Tensor, Tensor]:

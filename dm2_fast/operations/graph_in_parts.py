@@ -6,54 +6,24 @@ the process that has them. The distances of a list are computed from rows that a
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dm2_fast.operations import backends, cpp
+from dm2_fast.operations import cpp
 from dm2_fast.operations.approximate import AuditedGraph, check_native, may_pay, slots
 from dm2_fast.operations.in_parts import mapped, within
 from dm2_fast.operations.knn import Metric, UnitRows, check_k, knn, weights
 from dm2_fast.operations.memory import GraphPlan, Plan, graph_plan, plan, release, releasing, trim
+from dm2_fast.operations.processes import Alone, Processes
 from dm2_fast.operations.shards import as_compared
 from dm2_fast.progress import write
 from dm2_fast.threads import threads_of_torch
 
-T = TypeVar("T")
 _AROUND = 2**16  # bytes of a file that the system maps where one of them is read
-
-
-class Processes(Protocol):
-    """What this needs of `dm2_fast.distributed.group.Group`."""
-
-    rank: int
-    size: int
-
-    def gather_objects(self, value: T) -> list[T]: ...
-    def agree(self, work: Callable[[], T]) -> T: ...
-    def concatenate(self, rows: Tensor, counts: Sequence[int] | None = None) -> Tensor: ...
-    def exchange(self, sent: Sequence[Tensor]) -> list[Tensor]: ...
-
-
-class Alone:
-    """One process."""
-
-    rank, size = 0, 1
-
-    def gather_objects(self, value: T) -> list[T]:
-        return [value]
-
-    def agree(self, work: Callable[[], T]) -> T:
-        return work()
-
-    def concatenate(self, rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
-        return rows
-
-    def exchange(self, sent: Sequence[Tensor]) -> list[Tensor]:
-        return list(sent)
 
 
 class GraphInParts(AuditedGraph):
@@ -101,8 +71,6 @@ class GraphInParts(AuditedGraph):
 
     def _scaled(self, data: Tensor) -> UnitRows:
         """The rows of this process, with one scale or two as all processes have it."""
-        rows = object.__new__(UnitRows)
-        rows.data, rows.block = data.view(torch.int16) if data.dtype == torch.bfloat16 else data, 1
 
         def read() -> list[Tensor]:
             scales = []
@@ -115,8 +83,8 @@ class GraphInParts(AuditedGraph):
         two = any(self._processes.gather_objects(any(scale.ndim == 2 for scale in scales)))
         number = torch.float64 if data.dtype == torch.float64 else torch.float32
         scales.append(torch.empty((0, 2) if two else 0, dtype=number))
-        rows.scale = torch.cat([torch.stack((torch.ones_like(s), s), 1) if two and s.ndim == 1 else s for s in scales])
-        return rows
+        scale = torch.cat([torch.stack((torch.ones_like(s), s), 1) if two and s.ndim == 1 else s for s in scales])
+        return UnitRows.scaled(data.view(torch.int16) if data.dtype == torch.bfloat16 else data, scale)
 
     @property
     def _here(self) -> int:
@@ -137,11 +105,9 @@ class GraphInParts(AuditedGraph):
         """Rows of any process: a table of them, their numbers, ascending, and where each of `numbers` is in it."""
         distinct, places = torch.unique(numbers, return_inverse=True)
         asked = self._processes.exchange(self._by_owner(distinct, self._first))
-        table = object.__new__(UnitRows)
-        table.block = 1
-        table.data = torch.cat(self._processes.exchange([self._taken(rows - self._here) for rows in asked]))
-        table.scale = torch.cat(self._processes.exchange([self._rows.scale[rows - self._here] for rows in asked]))
-        return table, distinct, places
+        data = torch.cat(self._processes.exchange([self._taken(rows - self._here) for rows in asked]))
+        scale = torch.cat(self._processes.exchange([self._rows.scale[rows - self._here] for rows in asked]))
+        return UnitRows.scaled(data, scale), distinct, places
 
     def _taken(self, rows: Tensor) -> Tensor:
         """Copies of some of the rows here; of files, few pages are in memory at a time."""
@@ -230,15 +196,14 @@ class GraphInParts(AuditedGraph):
         """How `Neighbours` encodes these rows: by a sample, and the exact neighbours of a few of it."""
         numbers, probes, k = cpp.graph_sample(len(self), self._rows.data.shape[1])
         sample = self._everywhere(numbers)
-        compared = as_compared(self._bits(sample), torch.arange(len(numbers)))
+        compared = as_compared(self._as_given(sample), torch.arange(len(numbers)))
         few = UnitRows(compared[:probes].contiguous(), "x", unit=False)
         distances, _ = self._search(few, numbers[:probes], k)
         kth = distances[:, -1].contiguous().numpy()
         return cpp.frame(compared.float().numpy(), kth, *self._weights, graph=True, num_threads=self._threads)
 
-    def _bits(self, rows: UnitRows) -> UnitRows:
-        rows.data = self._typed(rows.data)
-        return rows
+    def _as_given(self, rows: UnitRows) -> UnitRows:
+        return UnitRows.scaled(self._typed(rows.data), rows.scale)
 
     def _ranks_of(self, rows: Tensor, others: Tensor) -> NDArray[np.int64]:
         place = torch.empty_like(self._order)
@@ -276,7 +241,7 @@ class GraphInParts(AuditedGraph):
         places[:, 1:][candidates < 0] = -1
         own, lists = places[:, 0].contiguous(), places[:, 1:].contiguous()
         if len(rows):
-            cpp.nearest(self._bits(table), ids, own, lists, *self._weights, distances, indices, self._threads)
+            cpp.nearest(self._as_given(table), ids, own, lists, *self._weights, distances, indices, self._threads)
         return distances, indices
 
     def _found(self, rows: Tensor, k: int) -> Tensor:
@@ -346,8 +311,7 @@ def graph_within(
         RuntimeError: the C++ backend cannot run.
     """
     check_k(k, len(x) - 1, len(x))
-    module = backends.resolve(backend, x, "knn")
-    check_native(module, x, backend)
+    check_native(x, backend)
     how = plan_of(x, k, recall, memory)
     of_graph = how if isinstance(how, GraphPlan) else None  # else `within` says it
     if of_graph is not None and progress:

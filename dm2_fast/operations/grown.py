@@ -67,9 +67,6 @@ class Grown(AuditedGraph):
         """As in `Neighbours`."""
         return Grown(self._base, torch.cat([self._added.data, self._base.as_queries(x)]))
 
-    def _numbers(self, rows: Any) -> Tensor:
-        return self._base.numbers(rows, len(self))
-
     def _data(self, rows: Tensor) -> Tensor:
         """The features of some rows, (n, d)."""
         n, there = len(self._base), self._added.data.device
@@ -116,8 +113,7 @@ class Grown(AuditedGraph):
     def _lists(self, k: int) -> Found:
         n = len(self._base)
         distances, indices = self._base._lists(k)
-        rows = UnitRows(self._base._remaining(), "x")
-        old, new = torch.arange(n), torch.arange(n, len(self))
+        rows, old, new = self._base._unit_rows(), torch.arange(n), torch.arange(n, len(self))
         added = self._added.data, self._added.scale, new
         best, threads = (distances, indices), self._base._threads
         cpp.knn(rows.data, rows.scale, old, *added, *best, *self._base._weights, num_threads=threads)

@@ -209,11 +209,10 @@ class _Parts:
     def _load(self, kept: _Kept) -> Shard:
         trim()
         d, n, first = self.data.shape[1], kept.count, kept.first
-        rows = object.__new__(UnitRows)
-        rows.data = kept.rows.read(first * d * self.data.element_size(), self.data, n, d)
+        data = kept.rows.read(first * d * self.data.element_size(), self.data, n, d)
         scale = kept.scales.read(first * 2 * self.number.element_size(), self.number, n, 2)
-        rows.scale = scale[:, 1].contiguous() if bool((scale[:, 0] == 1).all()) else scale
-        shard = Shard(rows, kept.ids.read(first * 8, self.ids, n))
+        scale = scale[:, 1].contiguous() if bool((scale[:, 0] == 1).all()) else scale
+        shard = Shard(UnitRows.scaled(data, scale), kept.ids.read(first * 8, self.ids, n))
         if kept.codes < 0:
             return shard.begin(self.k)
         shard.codes = self.codes.read(kept.codes, torch.empty(0, dtype=torch.uint8), kept.size)

@@ -54,7 +54,7 @@ class UnitRows:
 
     def __init__(self, x: Tensor, name: str, progress: bool = False, unit: bool = True, first: int = 0) -> None:
         self.data, self.first = x, first
-        self.block = max(1, _BLOCK_BYTES // (8 * x.shape[1]))
+        self.block = _block(x.shape[1])
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         self.scale = torch.empty(len(x), dtype=dtype, device=x.device)
         if not unit:
@@ -108,14 +108,24 @@ class UnitRows:
 
     def some(self, rows: Tensor) -> "UnitRows":
         """A copy of some of the rows, with the scale they have here."""
-        copy = object.__new__(UnitRows)
-        copy.data, copy.scale, copy.block = self.data[rows], self.scale[rows], self.block
-        return copy
+        return UnitRows.scaled(self.data[rows], self.scale[rows])
+
+    @staticmethod
+    def scaled(data: Tensor, scale: Tensor) -> "UnitRows":
+        """Rows whose scale is known."""
+        rows = object.__new__(UnitRows)
+        rows.data, rows.scale, rows.first, rows.block = data, scale, 0, _block(data.shape[1])
+        return rows
 
     def steps(self) -> range:
         """Block starts: one block where rows are used in place, small ones where reading converts them."""
         in_place = self.scale.ndim == 1 and self.data.dtype == self.scale.dtype and self.data.stride(1) == 1
         return range(0, len(self), len(self) if in_place else self.block)
+
+
+def _block(d: int) -> int:
+    """Rows that are converted together."""
+    return max(1, _BLOCK_BYTES // (8 * d))
 
 
 def _norms(rows: Tensor) -> Tensor:
@@ -161,9 +171,14 @@ def check_k(k: int, most: int, rows: int) -> int:
     return k
 
 
+def check_recall(recall: float) -> float:
+    """Return recall as a float, or raise."""
+    return number("recall", recall, "between 0 and 1, or None for exact neighbours", lambda value: 0 < value < 1)
+
+
 def check_approximate(recall: float, unit_rows: bool, per_dimension: bool) -> None:
     """Raise unless approximate neighbours can be had of rows that are compared like this."""
-    number("recall", recall, "between 0 and 1, or None for exact neighbours", lambda value: 0 < value < 1)
+    check_recall(recall)
     if not (unit_rows and per_dimension):
         raise ValueError("recall= is for unit rows and distances per dimension: leave out recall, or the other two")
 

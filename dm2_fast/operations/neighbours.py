@@ -11,7 +11,6 @@ from torch import Tensor
 
 from dm2_fast.operations import backends, cpp
 from dm2_fast.operations.approximate import AuditedGraph, check_native, slots
-from dm2_fast.operations.arrays import as_integers
 from dm2_fast.operations.grown import Grown
 from dm2_fast.operations.knn import Metric, UnitRows, check_k, check_match, knn, matrix, weights
 from dm2_fast.operations.memory import trim
@@ -56,7 +55,7 @@ class Neighbours(AuditedGraph):
         self._threads = backends.thread_options(module, num_threads).get("num_threads") or threads_of_torch()
         self._native = module is cpp
         if recall is not None:
-            check_native(module, data, backend)
+            check_native(data, backend)
         self._rows = UnitRows(data, "x", progress)
         self._ids = torch.arange(len(data))  # of each row: its number among those that are left, or -1
         self._left = len(data)
@@ -132,22 +131,14 @@ class Neighbours(AuditedGraph):
         """Other rows, prepared in the same way."""
         return Neighbours(x, self.metric, self.recall, seed=self.seed, **self._options)
 
-    def _numbers(self, rows: Any) -> Tensor:
-        return self.numbers(rows, self._left)
-
-    @staticmethod
-    def numbers(rows: Any, left: int) -> Tensor:
-        """Numbers of rows, of so many that are left, (n,) int64 on the CPU."""
-        numbers = as_integers(rows, "rows").cpu()
-        if numbers.ndim != 1:
-            raise ValueError(f"rows must be 1-D, got shape {tuple(numbers.shape)}")
-        if len(numbers) and not (int(numbers.min()) >= 0 and int(numbers.max()) < left):
-            raise ValueError(f"rows must be in [0, {left - 1}], got {int(numbers.min())} to {int(numbers.max())}")
-        return numbers
-
     def _remaining(self) -> Tensor:
         keep = self._ids >= 0
         return self._rows.data if bool(keep.all()) else self._rows.data[keep.to(self._rows.data.device)]
+
+    def _unit_rows(self) -> UnitRows:
+        """The rows that are left, with the scale they have."""
+        keep = self._ids >= 0
+        return self._rows if bool(keep.all()) else self._rows.some(torch.nonzero(keep)[:, 0])
 
     def _all_exact(self, k: int) -> tuple[Tensor, Tensor]:
         return knn(self._remaining(), k, self.metric, **self._options)

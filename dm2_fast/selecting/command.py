@@ -25,8 +25,9 @@ from dm2_fast.experiment.machine import reproducible, usable_device
 from dm2_fast.model.passes import ForwardPass
 from dm2_fast.model.pools import are_integers
 from dm2_fast.operations.arrays import ArrayLike, as_tensor
-from dm2_fast.operations.graph_in_parts import Alone, plan_of
+from dm2_fast.operations.graph_in_parts import plan_of
 from dm2_fast.operations.mix import Normalize
+from dm2_fast.operations.processes import Alone
 from dm2_fast.round import Picked, Round
 from dm2_fast.selecting import label_studio
 from dm2_fast.selecting.config import SelectConfig as SelectConfig

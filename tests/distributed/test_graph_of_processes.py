@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from oracle import clusters
 from torch import Tensor, nn
 
 import dm2_fast
@@ -19,13 +20,6 @@ from dm2_fast.operations.graph_in_parts import GraphInParts
 
 Call = Callable[..., list[Any]]
 M = 3000
-
-
-def _rows(m: int = M, d: int = 48) -> Tensor:
-    rng = np.random.default_rng(m)
-    hidden = rng.standard_normal((m, 5)) + 3 * rng.standard_normal((8, 5))[rng.integers(0, 8, m)]
-    x = np.tanh(hidden @ rng.standard_normal((5, d))) + 0.05 * rng.standard_normal((m, d))
-    return torch.from_numpy(x.astype(np.float32))
 
 
 def _small() -> None:
@@ -67,22 +61,22 @@ def _check(
     "sizes", [[M], [1500, 1500], [1000, 1000, 1000], [100, 1900, 1000], [2999, 0, 1], [0, 1800, 0, 1200]]
 )
 def test_the_graph_is_that_of_one_process(in_processes: Call, sizes: list[int]) -> None:
-    assert _check(in_processes, _rows(), sizes).recall < 1
+    assert _check(in_processes, clusters(M, seed=M), sizes).recall < 1
 
 
 def test_more_steps_threads_and_the_exact_search_after_all(in_processes: Call) -> None:
-    assert "after 2 cells" in _check(in_processes, _rows(), [1000, 2000], recall=0.985, num_threads=3).why
+    assert "after 2 cells" in _check(in_processes, clusters(M, seed=M), [1000, 2000], recall=0.985, num_threads=3).why
     noise = torch.from_numpy(np.random.default_rng(0).standard_normal((M, 200), np.float32))
     _check(in_processes, noise, [1000, 500, 1500], "exact", recall=0.99)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_any_floating_point(in_processes: Call, dtype: torch.dtype) -> None:
-    _check(in_processes, _rows().to(dtype), [1200, 1800])
+    _check(in_processes, clusters(M, seed=M).to(dtype), [1200, 1800])
 
 
 def test_rows_beyond_a_float_in_one_process_and_equal_rows(in_processes: Call) -> None:
-    x = _rows()
+    x = clusters(M, seed=M)
     x[100:900] = x[100]
     x[10:20] *= 1e33
     x[5] = 0
@@ -95,7 +89,7 @@ def _knn(group: Any, x: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor
 
 
 def test_from_python(in_processes: Call) -> None:
-    x, expected = _rows(), dm2_fast.knn(_rows(), 10, recall=0.9)
+    x, expected = clusters(M, seed=M), dm2_fast.knn(clusters(M, seed=M), 10, recall=0.9)
     found = in_processes(_knn, [(part, {}) for part in x.split([1000, 2000])])
     assert torch.equal(torch.cat([one[1] for one in found]), expected[1])
     assert torch.equal(torch.cat([one[0] for one in found]), expected[0])
@@ -120,7 +114,7 @@ def _select(group: Any, model: nn.Module, pool: Any, options: DM2Config, more: d
 def test_the_choice_is_that_of_one_process(in_processes: Call, options: DM2Config, processes: int) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(48, 20), nn.ReLU(), nn.Linear(20, 4))
-    pool, more = _rows(2000), {"batch_size": 64, "seed": 3, "row_ids": np.arange(2000)[::-1].copy()}
+    pool, more = clusters(2000, seed=2000), {"batch_size": 64, "seed": 3, "row_ids": np.arange(2000)[::-1].copy()}
     _check_choice(in_processes, processes, model, pool, options, more)
 
 
@@ -129,7 +123,7 @@ def test_processes_without_rows(in_processes: Call) -> None:
     model = nn.Sequential(nn.Linear(48, 20), nn.ReLU(), nn.Linear(20, 4))
     for space in ("input", "features"):
         options = DM2Config(recall=0.7, k=5, space=space)
-        _check_choice(in_processes, 4, model, _rows(1000), options, {"batch_size": 500})
+        _check_choice(in_processes, 4, model, clusters(1000, seed=1000), options, {"batch_size": 500})
 
 
 def _check_choice(

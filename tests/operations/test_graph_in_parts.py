@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from oracle import clusters
 from torch import Tensor
 
 import dm2_fast
@@ -16,13 +17,6 @@ from dm2_fast.operations.memory import is_mapped
 M = 3000
 
 
-def _rows(m: int = M, d: int = 48) -> Tensor:
-    rng = np.random.default_rng(m)
-    hidden = rng.standard_normal((m, 5)) + 3 * rng.standard_normal((8, 5))[rng.integers(0, 8, m)]
-    x = np.tanh(hidden @ rng.standard_normal((5, d))) + 0.05 * rng.standard_normal((m, d))
-    return torch.from_numpy(x.astype(np.float32))
-
-
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(approximate, "_LEAST_ROWS", 50)
@@ -32,7 +26,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("memory", ["3MB", "1GB"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_every_budget_gives_the_same_bits(dtype: torch.dtype, memory: str) -> None:
-    x = _rows().to(dtype)
+    x = clusters(M, seed=M).to(dtype)
     x[5] = 0
     if dtype in (torch.float32, torch.float64):
         x[9] *= 2.0**110  # with two scales
@@ -52,7 +46,7 @@ def test_every_budget_gives_the_same_bits(dtype: torch.dtype, memory: str) -> No
 def test_more_steps_and_the_exact_search_after_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(approximate, "_cells", lambda *_: 1)
     noise = torch.from_numpy(np.random.default_rng(0).standard_normal((M, 200), np.float32))
-    for x, recall, path in ((_rows(), 0.985, "approximate"), (noise, 0.99, "exact")):
+    for x, recall, path in ((clusters(M, seed=M), 0.985, "approximate"), (noise, 0.99, "exact")):
         index, within = Neighbours(x, "l1", recall), graph_within(x, 7, "l1", recall, "20MB")
         expected, found = index.graph(7), within.graph(7)
         assert within.audit == index.audit
@@ -64,7 +58,7 @@ def test_more_steps_and_the_exact_search_after_all(monkeypatch: pytest.MonkeyPat
 
 
 def test_rows_that_met_too_few_others_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = _rows(400)
+    x = clusters(400, seed=400)
     measured = graph_in_parts.GraphInParts._measured
 
     def fewer(self: Any, rows: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -78,14 +72,14 @@ def test_rows_that_met_too_few_others_get_them(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_exact_neighbours_of_some_rows() -> None:
-    x, rows = _rows(), torch.tensor([2999, 4, 5, 17, 0])
+    x, rows = clusters(M, seed=M), torch.tensor([2999, 4, 5, 17, 0])
     found, expected = graph_within(x, 8, "rms", 0.9, "10MB").of(rows, 8), dm2_fast.knn(x, 8, "rms")
     assert torch.equal(found[1], expected[1][rows])
     assert torch.equal(found[0], expected[0][rows])
 
 
 def test_too_little_memory_names_the_least_that_suffices() -> None:
-    x = _rows()
+    x = clusters(M, seed=M)
     with pytest.raises(ValueError, match=r"memory must be at least (\d+)MB for approximate neighbours") as error:
         dm2_fast.knn(x, 10, recall=0.9, memory="1MB")
     least = int(str(error.value).split("at least ")[1].split("MB")[0])

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from oracle import clusters
 from torch import Tensor
 
 import dm2_fast
@@ -14,13 +14,6 @@ from dm2_fast.operations.audit import recall_of
 from dm2_fast.operations.grown import Grown
 
 
-def _rows(m: int, d: int = 48) -> Tensor:
-    rng = np.random.default_rng(0)
-    hidden = rng.standard_normal((m, 5)) + 3 * rng.standard_normal((8, 5))[rng.integers(0, 8, m)]
-    x = np.tanh(hidden @ rng.standard_normal((5, d))) + 0.05 * rng.standard_normal((m, d))
-    return torch.from_numpy(x.astype(np.float32))
-
-
 def _same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
     assert torch.equal(found[1], expected[1])
     assert torch.equal(found[0], expected[0])
@@ -28,7 +21,7 @@ def _same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None
 
 @pytest.mark.parametrize("backend", ["cpp", "torch"])
 def test_what_is_exact_is_that_of_a_new_index(backend: str) -> None:
-    x = _rows(700)
+    x = clusters(700)
     x[650:] = x[:50]  # equal rows among the old and the new
     x[3] = x[4]
     grown = Neighbours(x[:600], backend=backend).with_rows(x[600:640]).with_rows(x[640:].numpy())
@@ -53,7 +46,7 @@ def test_what_is_exact_is_that_of_a_new_index(backend: str) -> None:
 def test_an_approximate_graph_goes_on_and_measures_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(approximate, "_LEAST_ROWS", 50)
     monkeypatch.setattr(approximate, "_cells", lambda *_: 1)
-    x = _rows(4000)
+    x = clusters(4000)
     base = Neighbours(x[:3600], recall=0.9)
     base.graph(10)
     prepared = base._index
@@ -78,7 +71,7 @@ def test_an_approximate_graph_goes_on_and_measures_itself(monkeypatch: pytest.Mo
 
 def test_the_audit_of_a_grown_graph_would_notice_a_worse_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(approximate, "_LEAST_ROWS", 50)
-    x = _rows(4000)
+    x = clusters(4000)
     grown = Neighbours(x[:3000], recall=0.6).with_rows(x[3000:])
     grown.graph(10)
     assert grown.audit is not None
@@ -95,8 +88,8 @@ def test_the_audit_of_a_grown_graph_would_notice_a_worse_one(monkeypatch: pytest
 ])  # fmt: skip
 def test_rows_that_do_not_match(x: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Neighbours(_rows(60)).with_rows(x)
+        Neighbours(clusters(60)).with_rows(x)
     with pytest.raises(ValueError, match="at least one row"):
-        Neighbours(_rows(60)).with_rows(_rows(60)[:5]).without(torch.arange(65))
+        Neighbours(clusters(60)).with_rows(clusters(60)[:5]).without(torch.arange(65))
     with pytest.raises(ValueError, match=r"rows must be in \[0, 64\], got 65 to 65"):
-        Neighbours(_rows(60)).with_rows(_rows(60)[:5]).of(torch.tensor([65]), 2)
+        Neighbours(clusters(60)).with_rows(clusters(60)[:5]).of(torch.tensor([65]), 2)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from oracle import clusters
 from oracle import knn as oracle_knn
 from torch import Tensor
 
@@ -15,14 +16,6 @@ from dm2_fast.operations import approximate, cpp
 from dm2_fast.operations.audit import Audit, recall_of
 
 M = 6000
-
-
-def clusters(m: int = M, d: int = 48, seed: int = 0) -> Tensor:
-    """Rows that lie near a few curved sheets, as learned features do."""
-    rng = np.random.default_rng(seed)
-    hidden = rng.standard_normal((m, 5)) + 3 * rng.standard_normal((8, 5))[rng.integers(0, 8, m)]
-    x = np.tanh(hidden @ rng.standard_normal((5, d))) + 0.05 * rng.standard_normal((m, d))
-    return torch.from_numpy(x.astype(np.float32))
 
 
 def same(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> None:
@@ -47,7 +40,7 @@ def audited(x: Any, k: int = 10, recall: float = 0.9, **options: Any) -> tuple[t
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("metric", ["literal", "rms", "l1", "l2"])
 def test_a_graph_is_one_of_true_distances_and_as_good_as_it_says(metric: Any) -> None:
-    x = clusters()
+    x = clusters(M)
     exact = dm2_fast.knn(x, 10, metric)
     (distances, indices), audit = audited(x, metric=metric)
     assert audit.path == "approximate"
@@ -129,7 +122,7 @@ def test_instruction_sets_do_not_change_what_is_met() -> None:
 
 @pytest.mark.usefixtures("small")
 def test_more_steps_improve_the_lists() -> None:
-    x = clusters()
+    x = clusters(M)
     exact = dm2_fast.knn(x, 10)[0]
     index = Neighbours(x, recall=0.01)
     before = index.graph(10)[0]
@@ -232,7 +225,7 @@ def test_some_rows_find_their_exact_neighbours() -> None:
 
 @pytest.mark.usefixtures("small")
 def test_rows_that_leave_are_nobodys_neighbours_and_nothing_is_prepared_again() -> None:
-    x = clusters()
+    x = clusters(M)
     index = Neighbours(x, recall=0.9)
     index.graph(10)
     keep = torch.ones(M, dtype=torch.bool)
@@ -274,7 +267,7 @@ def test_rows_whose_neighbours_have_all_left_get_others() -> None:
 @pytest.mark.usefixtures("small")
 def test_the_audit_would_notice_a_graph_that_is_worse(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rows it looks at stand for all: what is wrong with the first tenth of them costs a tenth of the recall."""
-    x = clusters()
+    x = clusters(M)
     spoilt = torch.arange(M) < M // 10
     nearest = Neighbours._nearest
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from oracle import clusters
 from torch import Tensor, nn
 
 from dm2_fast import DM2Config, select
@@ -15,10 +16,7 @@ M, BUDGET = 4000, 60
 def pool(monkeypatch: pytest.MonkeyPatch) -> Tensor:
     monkeypatch.setattr(approximate, "_LEAST_ROWS", 50)
     monkeypatch.setattr(approximate, "_cells", lambda *_: 2)  # few, so that the graph is not exact
-    rng = np.random.default_rng(0)
-    hidden = rng.standard_normal((M, 5)) + 3 * rng.standard_normal((8, 5))[rng.integers(0, 8, M)]
-    x = np.tanh(hidden @ rng.standard_normal((5, 32))) + 0.05 * rng.standard_normal((M, 32))
-    return torch.from_numpy(x.astype(np.float32))
+    return clusters(M, 32)
 
 
 def head() -> nn.Module:
