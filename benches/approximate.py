@@ -104,9 +104,11 @@ def measure(index: int, m: int, args: argparse.Namespace) -> tuple[float, float,
 
 def table(args: argparse.Namespace) -> None:
     print(
-        "| rows | method | CPU s | of exact | recall@10 | bytes a row | |\n| --- | --- | --- | --- | --- | --- | --- |"
+        "| rows | d | method | CPU s | of exact | recall@10 | bytes a row | how |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- |"
     )
-    for m in args.rows or [len(np.load(args.features, mmap_mode="r"))]:
+    most, d = np.load(args.features, mmap_mode="r").shape
+    for m in args.rows or [most]:
         first = None
         for index, (name, _, package) in enumerate(METHODS):
             if package and not (args.peers and importlib.util.find_spec(package)):
@@ -114,7 +116,7 @@ def table(args: argparse.Namespace) -> None:
             seconds, recall, memory, word = in_fresh_process(measure, index, m, args)
             first = first or seconds
             label = f"{name} {args.recall}" if name.endswith("recall") else name
-            print(f"| {m} | {label} | {seconds:.1f} | 1/{first / seconds:.1f} | {recall:.4f} | {memory:.0f} | {word} |",
+            print(f"| {m} | {d} | {label} | {seconds:.1f} | 1/{first / seconds:.1f} | {recall:.4f} | {memory:.0f} | {word} |",
                   flush=True)  # fmt: skip
 
 
