@@ -116,8 +116,8 @@ def table(args: argparse.Namespace) -> None:
             seconds, recall, memory, word = in_fresh_process(measure, index, m, args)
             first = first or seconds
             label = f"{name} {args.recall}" if name.endswith("recall") else name
-            print(f"| {m} | {d} | {label} | {seconds:.1f} | 1/{first / seconds:.1f} | {recall:.4f} | {memory:.0f} | {word} |",
-                  flush=True)  # fmt: skip
+            cells = m, d, label, f"{seconds:.1f}", f"1/{first / seconds:.1f}", f"{recall:.4f}", f"{memory:.0f}", word
+            print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 def kinds(args: argparse.Namespace) -> None:
