@@ -1,6 +1,8 @@
 // Approximate neighbours of all rows: for each row the rows with the least SAD of codes among those it meets.
 #pragma once
 
+#include <numeric>
+
 #include "index.hpp"
 
 namespace dm2 {
@@ -24,6 +26,13 @@ void nearest_of(const Rows<T>& rows, std::ptrdiff_t own, std::ptrdiff_t count, c
     }
     std::sort(found.begin(), found.end());
     found.resize(static_cast<std::size_t>(k), {std::numeric_limits<T>::infinity(), std::numeric_limits<std::int64_t>::max()});
+}
+
+// Whether a frozen list names a place.
+DM2_CLONES inline bool names(const std::uint32_t* list, std::ptrdiff_t n, std::uint32_t place) {
+    std::uint32_t found = 0;
+    for (std::ptrdiff_t r = 0; r < n; ++r) found |= list[r] >> 1 == place;
+    return found;
 }
 
 // What the rows of one part of a graph have to tell those of others: a list entry, and the place of the list.
@@ -66,7 +75,7 @@ public:
 
     // Each row meets the rows of its nearest cells: from the one of rank `from` to that before `to`.
     template <class Report>
-    Offers probe(std::ptrdiff_t from, std::ptrdiff_t to, int num_threads, const Report& report) {
+    void probe(std::ptrdiff_t from, std::ptrdiff_t to, int num_threads, const Report& report) {
         const double ratio = near_ratio();
         const std::vector<std::ptrdiff_t>& cells = index_.cells->first;
         const std::ptrdiff_t cell = std::lower_bound(cells.begin(), cells.end(), first_) - cells.begin();
@@ -74,7 +83,6 @@ public:
         parallel_blocks(
             end - cell, 1, num_threads,
             [&](std::ptrdiff_t c, std::ptrdiff_t) { probe_cell(cell + c, from, to, ratio); }, report);
-        return reverse(num_threads);
     }
 
     // The lists as `join` reads them, to out (last - first, slots), which no join has seen until now.
@@ -88,59 +96,32 @@ public:
     bool is_frozen(std::uint32_t entry) const { return entry == kNobody || (entry >> 1) < index_.rows.n; }
     bool is_offer(std::uint64_t entry) const { return sad_of(entry) >= 0 && place_of(entry) < index_.rows.n; }
 
-    // Each row meets the neighbours of its neighbours, where one of the two steps is new since the last join.
-    // frozen: the lists of all rows.
+    // The rows around each row, which are itself, its neighbours and those that have it as one, meet each other, unless
+    // both were around it at an earlier join. frozen: the lists of all rows. Lists of other parts are told by the result.
     template <class Report>
-    void join(const std::uint32_t* frozen, int num_threads, const Report& report) {
-        const std::ptrdiff_t n = last_;
+    Offers join(const std::uint32_t* frozen, int num_threads, const Report& report) {
+        const Holders holders(*this, frozen);
+        Shared shared(*this, frozen);
+        std::mutex lock_of_offers;
+        Offers offers;
         parallel_blocks(
             last_ - first_, 256, num_threads,
             [&](std::ptrdiff_t start, std::ptrdiff_t count) {
-                std::vector<std::uint32_t> met, next;  // of a row and the one behind it, whose codes are on their way
-                std::vector<std::int32_t> sads;
-                std::vector<std::uint64_t> seen(kSeen, kEmpty);
+                Around here, next;  // of a row and the one behind it, whose codes are on their way
+                Offers away;
                 const std::ptrdiff_t end = first_ + start + count;
                 for (std::ptrdiff_t p = first_ + start; p <= end; ++p) {
-                    for (std::ptrdiff_t r = 0; p + 1 < n && r < slots_ && frozen[(p + 1) * slots_ + r] != kNobody; ++r)
-                        __builtin_prefetch(&frozen[static_cast<std::ptrdiff_t>(frozen[(p + 1) * slots_ + r] >> 1) * slots_]);
-                    next.clear();
-                    if (p < end && !gone(p)) find_others(p, frozen, next, seen);
-                    if (!met.empty()) meet_all(p - 1, met, sads);
-                    met.swap(next);
+                    next.entries.clear();
+                    if (p < end) find_around(p, frozen, holders, next);
+                    if (!here.entries.empty()) meet_around(here, shared, away);
+                    std::swap(here, next);
                 }
+                if (away.places.empty()) return;
+                const std::lock_guard<std::mutex> lock(lock_of_offers);
+                offers.places.insert(offers.places.end(), away.places.begin(), away.places.end());
+                offers.entries.insert(offers.entries.end(), away.entries.begin(), away.entries.end());
             },
             report);
-    }
-
-    // Each row meets those that hold it, as the lists are now; whoever is elsewhere is told by what is returned.
-    Offers reverse(int num_threads) {
-        constexpr std::ptrdiff_t kLocked = 64;
-        const std::ptrdiff_t n = last_ - first_;
-        std::vector<std::mutex> locks(static_cast<std::size_t>((n + kLocked - 1) / kLocked));
-        const std::vector<std::uint64_t> held = lists_;  // a row offers what others push from its list meanwhile
-        std::mutex lock_of_offers;
-        Offers offers;
-        parallel_blocks(n, kLocked, num_threads, [&](std::ptrdiff_t start, std::ptrdiff_t count) {
-            Offers away;
-            for (std::ptrdiff_t i = start; i < start + count; ++i)
-                for (std::ptrdiff_t r = 0; r < slots_ && held[i * slots_ + r] != kEmpty; ++r) {
-                    const std::uint64_t entry = held[i * slots_ + r];
-                    if (entry & kOld) continue;  // was reversed when it was new
-                    const std::ptrdiff_t q = place_of(entry);
-                    const std::uint64_t offer = entry_of(sad_of(entry), first_ + i);
-                    if (q < first_ || q >= last_) {
-                        away.places.push_back(q);
-                        away.entries.push_back(offer);
-                        continue;
-                    }
-                    const std::lock_guard<std::mutex> lock(locks[(q - first_) / kLocked]);
-                    insert(list_of(q), offer);
-                }
-            if (away.places.empty()) return;
-            const std::lock_guard<std::mutex> lock(lock_of_offers);
-            offers.places.insert(offers.places.end(), away.places.begin(), away.places.end());
-            offers.entries.insert(offers.entries.end(), away.entries.begin(), away.entries.end());
-        });
         return offers;
     }
 
@@ -303,34 +284,143 @@ private:
         return limits;
     }
 
-    // The neighbours of a row's neighbours, most of them once: of those with the same place in `seen`, it knows the last.
-    void find_others(std::ptrdiff_t p, const std::uint32_t* frozen, std::vector<std::uint32_t>& others,
-                     std::vector<std::uint64_t>& seen) const {
+    bool has(std::ptrdiff_t place) const { return first_ <= place && place < last_; }
+
+    // Who has the rows of a graph in the frozen lists: `of` a place, each with the mark of its entry.
+    class Holders {
+    public:
+        Holders(const Graph& graph, const std::uint32_t* frozen)
+            : graph_(graph), end_(static_cast<std::size_t>(graph.last_ - graph.first_), 0) {
+            each(frozen, [&](std::ptrdiff_t i, std::uint32_t) { ++end_[i]; });
+            std::size_t all = 0;
+            for (std::size_t& end : end_) all += std::exchange(end, all);
+            rows_.resize(all);
+            each(frozen, [&](std::ptrdiff_t i, std::uint32_t holder) { rows_[end_[i]++] = holder; });
+        }
+        std::pair<const std::uint32_t*, const std::uint32_t*> of(std::ptrdiff_t place) const {
+            const std::ptrdiff_t i = place - graph_.first_;
+            return {rows_.data() + (i > 0 ? end_[i - 1] : 0), rows_.data() + end_[i]};
+        }
+
+    private:
+        template <class Visit>
+        void each(const std::uint32_t* frozen, const Visit& visit) const {
+            for (std::ptrdiff_t p = 0; p < graph_.index_.rows.n; ++p)
+                for (const std::uint32_t* e = frozen + p * graph_.slots_; e < frozen + (p + 1) * graph_.slots_; ++e) {
+                    if (*e == kNobody) break;
+                    const std::ptrdiff_t held = *e >> 1;
+                    if (graph_.has(held)) visit(held - graph_.first_, static_cast<std::uint32_t>(p) << 1 | (*e & kOld));
+                }
+        }
+
+        const Graph& graph_;
+        std::vector<std::size_t> end_;  // by place: behind its last
+        std::vector<std::uint32_t> rows_;
+    };
+
+    // What the threads of a join share: the frozen lists, and a SAD that no entry for a list exceeds.
+    struct Shared {
+        const std::uint32_t* frozen;
+        std::vector<std::mutex> locks;
+        std::vector<std::atomic<std::int32_t>> farthest;
+
+        Shared(const Graph& graph, const std::uint32_t* frozen_)
+            : frozen(frozen_), locks(static_cast<std::size_t>((graph.last_ - graph.first_ + kLocked - 1) / kLocked)),
+              farthest(static_cast<std::size_t>(graph.last_ - graph.first_)) {
+            for (std::ptrdiff_t p = graph.first_; p < graph.last_; ++p) farthest[p - graph.first_] = graph.farthest(p);
+        }
+    };
+
+    // The entries of the rows around one, first those that are new there, and room for them to meet.
+    struct Around {
+        std::vector<std::uint32_t> entries;
+        std::ptrdiff_t fresh;
+        std::vector<std::uint8_t> codes;
+        std::vector<Limit> limits;
+        std::vector<std::uint16_t> rows;
+        std::vector<std::int32_t> sads;
+    };
+
+    void find_around(std::ptrdiff_t p, const std::uint32_t* frozen, const Holders& holders, Around& around) const {
+        std::vector<std::uint32_t>& entries = around.entries;
+        const std::uint32_t* own = frozen + p * slots_;
+        entries.assign(own, std::find(own, own + slots_, kNobody));
+        const auto forward = static_cast<std::ptrdiff_t>(entries.size());
+        auto [holder, last] = holders.of(p);
+        for (last = std::min(last, holder + kHolders); holder < last; ++holder) {
+            std::ptrdiff_t twin = 0;
+            while (twin < forward && entries[twin] >> 1 != *holder >> 1) ++twin;
+            if (twin < forward)
+                entries[twin] |= *holder & kOld;
+            else
+                entries.push_back(*holder);
+        }
+        const auto old = std::partition(entries.begin(), entries.end(), [](std::uint32_t entry) { return !(entry & kOld); });
+        around.fresh = old - entries.begin();
+        if (around.fresh == 0) return entries.clear();
+        entries.push_back(static_cast<std::uint32_t>(p) << 1 | kOld);
         const std::ptrdiff_t bytes = std::min<std::ptrdiff_t>(index_.bytes(), 512);
-        const std::uint32_t* own = &frozen[p * slots_];
-        const auto is_new = [&](std::uint32_t other) {
-            const std::uint64_t key = static_cast<std::uint64_t>(p) << 32 | other;
-            std::uint64_t& last = seen[other % kSeen];
-            return last != key && (last = key, true);
-        };
-        is_new(static_cast<std::uint32_t>(p));
-        for (std::ptrdiff_t r = 0; r < slots_ && own[r] != kNobody; ++r) is_new(own[r] >> 1);
-        for (std::ptrdiff_t r = 0; r < slots_ && own[r] != kNobody; ++r) {
-            const std::uint32_t* theirs = &frozen[static_cast<std::ptrdiff_t>(own[r] >> 1) * slots_];
-            for (std::ptrdiff_t s = 0; s < slots_ && theirs[s] != kNobody; ++s) {
-                if ((own[r] & theirs[s] & kOld) || !is_new(theirs[s] >> 1)) continue;
-                others.push_back(theirs[s] >> 1);
-                const std::uint8_t* code = index_.code(theirs[s] >> 1);
-                for (std::ptrdiff_t b = 0; b < bytes; b += 64) __builtin_prefetch(code + b);
+        for (const std::uint32_t entry : entries) {
+            const std::ptrdiff_t other = entry >> 1;
+            for (std::ptrdiff_t b = 0; b < bytes; b += 64) __builtin_prefetch(index_.code(other) + b);
+            __builtin_prefetch(frozen + other * slots_);
+        }
+    }
+
+    // Each pair of which one is new. What a frozen list names already, and what is too far for both, is not offered.
+    void meet_around(Around& around, Shared& shared, Offers& away) {
+        const std::ptrdiff_t n = static_cast<std::ptrdiff_t>(around.entries.size()), bytes = index_.bytes();
+        around.codes.resize(static_cast<std::size_t>(n * bytes));
+        around.limits.resize(static_cast<std::size_t>(n));
+        around.rows.resize(static_cast<std::size_t>(n + kSlack));
+        around.sads.resize(around.rows.size());
+        for (std::ptrdiff_t i = 0; i < n; ++i) {
+            const std::ptrdiff_t p = around.entries[i] >> 1;
+            std::copy_n(index_.code(p), bytes, &around.codes[i * bytes]);
+            around.limits[i] = {has(p) ? shared.farthest[p - first_].load(std::memory_order_relaxed) : farthest(p, shared.frozen), 0};
+        }
+        for (std::ptrdiff_t i = 0; i < around.fresh; ++i) {
+            const std::ptrdiff_t others = n - i - 1;
+            std::iota(around.rows.begin(), around.rows.begin() + others, static_cast<std::uint16_t>(i + 1));
+            const std::ptrdiff_t near =
+                index_.scanner.narrow(&around.codes[i * bytes], around.codes.data(), bytes, around.limits[i],
+                                      around.limits.data(), around.rows.data(), others, around.sads.data());
+            for (std::ptrdiff_t r = 0; r < near; ++r) {
+                const std::int32_t sad = around.sads[r];
+                const auto tell = [&](std::ptrdiff_t to, std::ptrdiff_t of) {
+                    const std::ptrdiff_t p = around.entries[to] >> 1;
+                    const std::uint32_t other = around.entries[of] >> 1;
+                    if (sad > around.limits[to].a || names(shared.frozen + p * slots_, slots_, other)) return;
+                    if (has(p)) {
+                        around.limits[to].a = offer(p, entry_of(sad, other), shared);
+                    } else {
+                        away.places.push_back(p);
+                        away.entries.push_back(entry_of(sad, other));
+                    }
+                };
+                tell(i, around.rows[r]);
+                tell(around.rows[r], i);
             }
         }
     }
 
-    void meet_all(std::ptrdiff_t p, const std::vector<std::uint32_t>& others, std::vector<std::int32_t>& sads) {
-        const std::ptrdiff_t n = static_cast<std::ptrdiff_t>(others.size());
-        sads.resize(others.size());
-        sads_to(index_.code(p), index_.side->wide[0].data(), index_.bytes(), others.data(), n, sads.data());
-        for (std::ptrdiff_t c = 0; c < n; ++c) meet(p, list_of(p), sads[c], others[c]);
+    std::int32_t farthest(std::ptrdiff_t p) const {
+        const std::uint64_t last = list_of(p)[slots_ - 1];
+        return last == kEmpty ? kMost : sad_of(last);
+    }
+    // That of another part, from its frozen list.
+    std::int32_t farthest(std::ptrdiff_t p, const std::uint32_t* frozen) const {
+        const std::uint32_t last = frozen[(p + 1) * slots_ - 1];
+        return last == kNobody ? kMost : generic::sad(index_.code(p), index_.code(last >> 1), index_.bytes());
+    }
+
+    // Offer an entry to a list; returns what no further entry exceeds.
+    std::int32_t offer(std::ptrdiff_t p, std::uint64_t entry, Shared& shared) {
+        const std::lock_guard<std::mutex> lock(shared.locks[(p - first_) / kLocked]);
+        if (entry < list_of(p)[slots_ - 1]) insert(list_of(p), entry);
+        const std::int32_t most = farthest(p);
+        shared.farthest[p - first_].store(most, std::memory_order_relaxed);
+        return most;
     }
 
     void prefetch(std::ptrdiff_t p) const {
@@ -339,7 +429,8 @@ private:
     }
 
     static constexpr std::ptrdiff_t kKept = 95;     // per cent of near pairs that the 32-byte codes are to keep
-    static constexpr std::ptrdiff_t kSeen = 1024;  // a power of two, some times the neighbours of neighbours
+    static constexpr std::ptrdiff_t kHolders = 64;  // of more that have a row, those with the first places
+    static constexpr std::ptrdiff_t kLocked = 64;    // rows that share a lock
     static constexpr std::ptrdiff_t kRanked = 128;  // cells that a row chooses from
 
     const Index<T>& index_;

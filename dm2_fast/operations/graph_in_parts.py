@@ -212,7 +212,7 @@ class GraphInParts(AuditedGraph):
         return found
 
     def _probe(self, start: int, stop: int, report: Callable[[float], object]) -> None:
-        self._tell(self._graph.probe(start, stop, num_threads=self._threads, report=report))
+        self._graph.probe(start, stop, num_threads=self._threads, report=report)
 
     def _join(self, report: Callable[[float], object]) -> None:
         frozen = None
