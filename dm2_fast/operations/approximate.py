@@ -26,7 +26,7 @@ _PILOT = 250  # others, whose neighbours say how many cells each row should meet
 _HOPELESS = 5.0  # times the misses that are allowed: more than later steps make good
 _MORE = 1.3  # times the cells at each later step
 _JOINS = 3  # at the first step
-_JOINED = 4.5  # neighbours of neighbours leave at most one in so many of the misses, nearly always
+_JOINED = 5.5  # joins leave at most one in so many of the misses, nearly always
 
 
 def _cells(ranks: NDArray[np.int64], recall: float) -> int:
@@ -139,7 +139,7 @@ class AuditedGraph(ABC):
 
     @abstractmethod
     def _join(self, report: Callable[[float], object]) -> None:
-        """Each row meets the neighbours of its neighbours."""
+        """The rows around each row, its neighbours and those that have it as one, meet each other."""
 
     @abstractmethod
     def _found(self, rows: Tensor, k: int) -> Tensor:
