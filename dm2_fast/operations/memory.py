@@ -126,8 +126,9 @@ def graph_plan(x: Tensor, k: int, slots: int, memory: int | str) -> GraphPlan:
     """
     m, d = x.shape
     number, code = (8 if x.dtype == torch.float64 else 4), 32 + -(-d // 32) * 32
-    # Codes, places twice, ids, scales; while cells are made, codes and places again, and later the lists twice.
-    row = code + 3 * 8 + 2 * number + max(code + 28, 2 * 8 * slots)
+    # Codes, places twice, ids, scales; while cells are made, codes and places again, and later the lists, with places
+    # and holders of all entries at a join.
+    row = code + 3 * 8 + 2 * number + max(code + 28, (8 + 4 + 4) * slots + 13)
     budget = as_bytes(memory)
     block = min(_GRAPH_BLOCK, budget // 8)
     needed = m * row + 2 * block
