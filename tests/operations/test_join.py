@@ -33,11 +33,15 @@ def joined(frozen: np.ndarray, codes: np.ndarray) -> list[list[int]]:
     ]
 
 
-@pytest.mark.parametrize("equal", [0, 150])
-def test_the_rows_around_a_row_meet_each_other(equal: int) -> None:
+@pytest.mark.parametrize("kind", ["clusters", "equal rows", "a star"])
+def test_the_rows_around_a_row_meet_each_other(kind: str) -> None:
     rng = np.random.default_rng(0)
     rows = rng.integers(0, 256, (20, 32))[rng.integers(0, 20, 400)] // 2 + rng.integers(0, 128, (400, 32))
-    rows[:equal] = rows[0]  # many have the same few neighbours
+    if kind == "equal rows":
+        rows[:150] = rows[0]
+    if kind == "a star":  # its middle is a neighbour of more rows than meet there
+        rows[:] = 100
+        rows[np.arange(1, 400), rng.integers(0, 32, 399)] += rng.integers(-90, 90, 399)
     rows = rows.astype(np.uint8)
     index = _C.IndexFloat(rows, rows, 32, num_threads=1)
     index.make_cells(num_threads=1)
@@ -52,4 +56,3 @@ def test_the_rows_around_a_row_meet_each_other(equal: int) -> None:
         before, frozen = frozen >> 1, graph.freeze()
         assert (frozen >> 1).tolist() == want
         assert ((frozen & 1) == (frozen[:, :, None] >> 1 == before[:, None]).any(2)).all()
-    assert equal or not (frozen & 1).all()
