@@ -11,7 +11,7 @@ from dm2_fast.model.head import check_logits, model_device, model_dtype
 from dm2_fast.model.preparation import Run
 from dm2_fast.model.together import Batch, Together
 from dm2_fast.operations.arrays import ArrayLike, as_tensor, name_rows
-from dm2_fast.operations.memory import release
+from dm2_fast.operations.mapped import release
 
 _CHECKED_ELEMENTS = 2**19  # at a time, so that looking for NaN takes no memory to speak of
 

@@ -15,15 +15,14 @@ from torch import Tensor
 
 from dm2_fast.operations import cpp
 from dm2_fast.operations.approximate import AuditedGraph, check_native, may_pay, slots
-from dm2_fast.operations.in_parts import mapped, within
+from dm2_fast.operations.in_parts import within
 from dm2_fast.operations.knn import Metric, UnitRows, check_k, knn, weights
-from dm2_fast.operations.memory import GraphPlan, Plan, graph_plan, plan, release, releasing, trim
+from dm2_fast.operations.mapped import MappedRows, mapped, release, releasing
+from dm2_fast.operations.memory import GraphPlan, Plan, graph_plan, plan, trim
 from dm2_fast.operations.processes import Alone, Processes
 from dm2_fast.operations.shards import as_compared
 from dm2_fast.progress import write
 from dm2_fast.threads import threads_of_torch
-
-_AROUND = 2**16  # bytes of a file that the system maps where one of them is read
 
 
 class GraphInParts(AuditedGraph):
@@ -59,6 +58,7 @@ class GraphInParts(AuditedGraph):
         self._first: list[int] = np.cumsum([0, *counts]).tolist()
         self._give_back = (lambda: None) if plan is None else releasing(data)
         self._rows = self._scaled(data)
+        self._sparing = None if plan is None else MappedRows(self._rows.data, plan.block)
         self._order = self._edges = torch.empty(0, dtype=torch.int64)
         self._graph: Any = None
 
@@ -111,14 +111,7 @@ class GraphInParts(AuditedGraph):
 
     def _taken(self, rows: Tensor) -> Tensor:
         """Copies of some of the rows here; of files, few pages are in memory at a time."""
-        if self._plan is None:
-            return self._rows.data[rows]
-        taken = self._rows.data.new_empty(len(rows), self._rows.data.shape[1])
-        step = max(64, self._plan.block // _AROUND)
-        for part, copies in zip(rows.split(step), taken.split(step), strict=True):
-            copies.copy_(self._rows.data[part])
-            self._give_back()
-        return taken
+        return self._rows.data[rows] if self._sparing is None else self._sparing[rows]
 
     def _everywhere(self, numbers: Tensor) -> UnitRows:
         """Rows of any process that all of them name alike."""
@@ -281,8 +274,10 @@ class GraphInParts(AuditedGraph):
 
     def _short(self, distances: Tensor) -> Tensor:
         """Rows that met fewer than k others."""
-        few = [part[:, -1].isinf() for part in distances.split(2**20)]
-        self._release(distances)
+        few = []
+        for part in distances.split(2**20):
+            few.append(part[:, -1].isinf())
+            self._release(distances)
         return torch.cat([*few, torch.empty(0, dtype=torch.bool)])
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from dm2_fast.operations import backends, cpp
 from dm2_fast.operations.cuts import Cuts
 from dm2_fast.operations.knn import UnitRows, check_k
-from dm2_fast.operations.memory import Plan, plan, release, trim
+from dm2_fast.operations.mapped import mapped, release
+from dm2_fast.operations.memory import Plan, plan, trim
 from dm2_fast.operations.shards import PROBES, SAMPLE, SAMPLE_PER_PART, Shard, as_compared, prepared
 from dm2_fast.progress import tqdm, write
 from dm2_fast.threads import threads_of_torch
@@ -238,10 +239,3 @@ class _Parts:
                 release(distances)
                 release(indices)
         return distances, indices
-
-
-def mapped(shape: tuple[int, int], like: Tensor) -> Tensor:
-    """Room in a file without a name, which is gone when nobody uses it."""
-    with tempfile.TemporaryFile() as file:
-        file.truncate(shape[0] * shape[1] * like.element_size())
-        return torch.from_numpy(np.memmap(file, like.numpy().dtype, "r+", shape=shape))

@@ -1,21 +1,15 @@
 """How much memory a search of neighbours takes, and how it keeps within less (`dm2_fast.knn(memory=...)`)."""
 
 import ctypes
-import mmap
 import re
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dm2_fast.operations.arguments import shown
+from dm2_fast.operations.mapped import is_mapped
 
 MOST_PARTS = 64  # of the rows, in files; as many are open at once
 _GRAPH_BLOCK = 2**27  # bytes of rows of an approximate graph, and of what is computed of them, at a time
@@ -140,45 +134,7 @@ def graph_plan(x: Tensor, k: int, slots: int, memory: int | str) -> GraphPlan:
     return GraphPlan(budget, block, needed, m * k * (number + 8))
 
 
-def is_mapped(x: Tensor) -> bool:
-    """Whether x lies in a file that is mapped and shared, so that it takes memory only while it is read."""
-    return _mapping(x) is not None
-
-
-def release(*read: object) -> None:
-    """Give back the memory of what was read of tensors and arrays that lie in mapped files; the files are read again
-    when it is needed. Anything else is left alone."""
-    for x in read:
-        if isinstance(x, (Tensor, np.ndarray)):
-            releasing(x)()
-
-
-def releasing(x: Tensor | NDArray[Any]) -> Callable[[], object]:
-    """What does `release(x)` again and again, while there is x."""
-    mapping = _mapping(x)
-    if mapping is None or not hasattr(mmap, "MADV_DONTNEED"):
-        return lambda: None
-    first, last = mapping
-    call = ctypes.CDLL(None).madvise
-    return partial(call, ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
-
-
 def trim() -> None:
     """Give freed memory back to the system, where the C library is one that would keep it (glibc)."""
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
         library.malloc_trim(ctypes.c_size_t(0))
-
-
-def _mapping(x: Tensor | NDArray[Any]) -> tuple[int, int] | None:
-    """The addresses of the shared file mapping that x lies in, on Linux; None for memory of any other kind."""
-    maps = Path("/proc/self/maps")
-    if not maps.exists() or (isinstance(x, Tensor) and x.device.type != "cpu"):
-        return None
-    at = x.data_ptr() if isinstance(x, Tensor) else x.ctypes.data
-    for line in maps.read_text().splitlines():
-        addresses, _, rest = line.partition(" ")
-        first, last = (int(end, 16) for end in addresses.split("-"))
-        if first <= at < last:
-            access, _, _, inode, *_ = rest.split()
-            return (first, last) if access.endswith("s") and inode != "0" else None
-    return None

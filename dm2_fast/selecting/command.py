@@ -248,16 +248,17 @@ def _ask(
         kind: dict[str, Any] = {"multilabel": config.multilabel, "these_are_logits": config.these_are_logits}
         return Round.from_arrays(x, **given, **keys, **kind, progress=True)
     pool: ArrayLike
+    sparing = config.memory is not None
     if config.features is not None:
         pool = (
-            PoolRows("features", array, unlabelled, searched(array))
+            PoolRows("features", array, unlabelled, searched(array), sparing)
             if in_parts
             else contiguous(array, unlabelled, scratch)
         )
         model: nn.Module = read_head(Path(str(config.head)), array)
         normalize, head, batch_size = None, None, max(1, _BATCH_BYTES // (searched(array).itemsize * array.shape[1]))
     else:
-        pool, head, batch_size = PoolRows("pool", array, unlabelled), config.head, 256
+        pool, head, batch_size = PoolRows("pool", array, unlabelled, sparing=sparing), config.head, 256
         if config.run is not None:
             model, normalize = model_of_run(config.run, array.shape[1:])
         else:

@@ -15,7 +15,8 @@ from dm2_fast.operations.approximate import AuditedGraph
 from dm2_fast.operations.arguments import number, one_of, whole
 from dm2_fast.operations.audit import Audit
 from dm2_fast.operations.knn import Metric, weights
-from dm2_fast.operations.memory import minutes, release
+from dm2_fast.operations.mapped import MappedRows
+from dm2_fast.operations.memory import minutes
 from dm2_fast.operations.mix import Mix, Recipe, check_mix, recipe
 from dm2_fast.operations.uncertainty import Uncertainty
 from dm2_fast.round import Picked, Round, check_budget, highest
@@ -119,8 +120,6 @@ def choose(round: Round, budget: int, options: DM2Config) -> Picked:
             audit = Audit(**found)
 
     warn_of_duplicates(distances)
-    if forward.memory is not None:
-        release(distances)
 
     def mixture_of(distances: Tensor, neighbours: Tensor, ids: NDArray[np.int64]) -> Recipe:
         return recipe(
@@ -145,7 +144,8 @@ def choose(round: Round, budget: int, options: DM2Config) -> Picked:
             again = round.share.each(rows, _unit(round, options), anew)
             own = (rows >= round.share.first) & (rows < round.share.first + n)
             here, scores = rows[own] - round.share.first, scores.clone()
-            distances[here], neighbours[here], scores[here] = exact[0][own], exact[1][own], again[own]
+            MappedRows(distances)[here], MappedRows(neighbours)[here] = exact[0][own], exact[1][own]
+            scores[here] = again[own]
             mixture = mixture_of(distances, neighbours, round.ids)
     with round.stage("choose"):
         if options.batch == "spread":

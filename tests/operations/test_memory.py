@@ -13,7 +13,8 @@ from torch import Tensor
 
 import dm2_fast
 from dm2_fast.operations import in_parts, memory
-from dm2_fast.operations.memory import as_bytes, is_mapped, plan, release
+from dm2_fast.operations.mapped import is_mapped, release
+from dm2_fast.operations.memory import as_bytes, plan
 from dm2_fast.operations.shards import Shard
 
 
