@@ -18,7 +18,7 @@ from dm2_fast.operations.approximate import AuditedGraph, check_native, may_pay,
 from dm2_fast.operations.in_parts import within
 from dm2_fast.operations.knn import Metric, UnitRows, check_k, knn, weights
 from dm2_fast.operations.mapped import MappedRows, mapped, release, releasing
-from dm2_fast.operations.memory import GraphPlan, Plan, graph_plan, plan, trim
+from dm2_fast.operations.memory import Beside, GraphPlan, Plan, RingPlan, graph_plan, plan, ring_plan, trim
 from dm2_fast.operations.processes import Alone, Processes
 from dm2_fast.operations.shards import as_compared
 from dm2_fast.progress import write
@@ -250,7 +250,10 @@ class GraphInParts(AuditedGraph):
         shape, like = (len(self._rows), k), torch.empty(0, dtype=self._rows.scale.dtype)
         distances, indices = self._room(shape, like), self._room(shape, self._order[:0])
         first, last = self._own_places()
-        step = 2**15 if self._plan is None else 2**13  # of files, as many pages are in memory, or more
+        step = 2**15
+        if self._plan is not None:  # each row and those of its list are there four times, while they are fetched
+            row = self._rows.data.shape[1] * self._rows.data.element_size()
+            step = max(64, min(2**13, self._plan.block // (4 * (1 + self._slots) * row)))
         blocks = max(self._processes.gather_objects(-(-(last - first) // step)))
         for block in range(blocks):
             start, stop = (min(last, first + step * i) for i in (block, block + 1))
@@ -281,11 +284,21 @@ class GraphInParts(AuditedGraph):
         return torch.cat([*few, torch.empty(0, dtype=torch.bool)])
 
 
-def plan_of(x: Tensor, k: int, recall: float | None, memory: int | str) -> Plan | GraphPlan:
-    """How `dm2_fast.knn` keeps within a memory; a ValueError if it cannot."""
+def plan_of(x: Tensor, k: int, recall: float | None, memory: int | str, beside: Beside = (0, 0)) -> Plan | GraphPlan:
+    """How `dm2_fast.knn` keeps within a memory, beside what something else takes of it; a ValueError if it cannot."""
     if recall is not None and may_pay(len(x), k):
-        return graph_plan(x, k, slots(k), memory)
-    return plan(x, k, memory, threads_of_torch())
+        return graph_plan(x, k, slots(k), memory, beside)
+    return plan(x, k, memory, threads_of_torch(), beside)
+
+
+def plan_of_processes(
+    x: Tensor, counts: Sequence[int], k: int, recall: float | None, memory: int | str, beside: Beside = (0, 0)
+) -> RingPlan | GraphPlan:
+    """How each of several processes keeps within a memory; x: like all rows, of which each has some."""
+    if recall is None or not may_pay(len(x), k):
+        return ring_plan(x, max(counts), len(counts), k, memory, beside)
+    share = max(*counts, -(-len(x) // len(counts)))
+    return graph_plan(x, k, slots(k), memory, beside, None if len(counts) == 1 else share)
 
 
 def graph_within(
