@@ -171,13 +171,16 @@ def _planned(round: Round, options: DM2Config) -> object:
     m, forward = round.share.total, round.forward
     if forward.memory is None or model_device(forward.model).type != "cpu":
         return None
-    rows = torch.arange(min(2, m)) + (round.share.first if len(round) else 0)
-    features = replace(forward, rows=rows, memory=None, progress=False).features_and_logits()[0]
+    features = replace(
+        forward, rows=torch.arange(min(2, m)), memory=None, progress=False, these_are_logits=True
+    ).features_and_logits()[0]
     like = mapped((m, features.shape[1]), features)
+    k, number = max(1, min(options.k, m - 1)), 8 if features.dtype == torch.float64 else 4
     chosen = m * _CHOSEN
-    if len(round) < m and _of_features(round, options):  # what a process mixes may come from everywhere
-        chosen += 3 * m * features.shape[1] * features.element_size()
-    k = max(1, min(options.k, m - 1))
+    if len(round) < m:  # neighbours, distances and mixture of all rows are put together
+        chosen += m * k * (8 + number + 8 + 8 * (options.mix == "weighted") + 8)
+        if _of_features(round, options):  # what a process mixes may come from everywhere
+            chosen += 3 * m * features.shape[1] * features.element_size()
     return round.share.plan(like, k, options.recall, forward.memory, (m * _BESIDE, chosen))
 
 
