@@ -26,7 +26,7 @@ run: install  ## install, then DM2-AT on the digits that come with scikit-learn
 	@echo "Next: $(VENV)/bin/dm2-fast run --help, or the README."
 
 test: install-test  ## install, then the test suite but for its slow part
-	$(PYTHON) -m pytest -m "not slow"
+	$(PYTHON) -m pytest -m "not slow" -n 2
 
 test-slow: install-test  ## the slow part: kills, compilers, large networks, whole commands
 	$(PYTHON) -m pytest -m "slow and not release"
@@ -38,7 +38,7 @@ test-oldest:  ## the suite with the oldest torch and packages that are supported
 	python3 -m venv build/oldest
 	build/oldest/bin/python -m pip install --quiet --upgrade 'pip>=25'
 	build/oldest/bin/python -m pip install --quiet -c constraints-oldest.txt -e '.[test]'
-	build/oldest/bin/python -m pytest -m "not slow"
+	build/oldest/bin/python -m pytest -m "not slow" -n 2
 
 # The packages stand in an environment of their own, which finds torch and ours in this one; baal is installed without
 # what it declares and does not import (jupyter). Their own deprecations are theirs.

@@ -1,6 +1,6 @@
 """Approximate neighbours against the exact search and against what a user could run instead, at equal recall.
 
-    python benches/approximate.py --features FILE.npy [--rows M ...] [--recall R] [--peers] [--num-threads N]
+    python benches/approximate.py --features FILE.npy [--rows M ...] [--mix] [--recall R] [--peers] [--num-threads N]
     python benches/approximate.py --kinds           # every kind of rows of knn_kinds.py reaches the recall, or is exact
     python benches/approximate.py --picks --features FILE.npy   # what the recall does to the choice of DM2
 
@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from knn_kinds import KINDS
 from process import in_fresh_process
+from shards import rows_of
 
 import dm2_fast
 from dm2_fast import DM2Config, Neighbours
@@ -87,7 +88,7 @@ def truth(x: np.ndarray, sample: np.ndarray) -> torch.Tensor:
 def measure(index: int, m: int, args: argparse.Namespace) -> tuple[float, float, float, str]:
     """CPU seconds, recall, bytes a row beyond the features, and a word on how."""
     torch.set_num_threads(args.num_threads)
-    x = np.array(np.load(args.features, mmap_mode="r")[:m], dtype=np.float32)
+    x = rows_of(args.features, m, args.mix).numpy()
     sample = np.sort(np.random.default_rng(99).choice(m, 1000, replace=False))
     search = METHODS[index][1]
     if METHODS[index][2] == "pynndescent":
@@ -104,9 +105,11 @@ def measure(index: int, m: int, args: argparse.Namespace) -> tuple[float, float,
 
 def table(args: argparse.Namespace) -> None:
     print(
-        "| rows | method | CPU s | of exact | recall@10 | bytes a row | |\n| --- | --- | --- | --- | --- | --- | --- |"
+        "| rows | d | method | CPU s | of exact | recall@10 | bytes a row | how |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- |"
     )
-    for m in args.rows or [len(np.load(args.features, mmap_mode="r"))]:
+    most, d = np.load(args.features, mmap_mode="r").shape
+    for m in args.rows or [most]:
         first = None
         for index, (name, _, package) in enumerate(METHODS):
             if package and not (args.peers and importlib.util.find_spec(package)):
@@ -114,8 +117,8 @@ def table(args: argparse.Namespace) -> None:
             seconds, recall, memory, word = in_fresh_process(measure, index, m, args)
             first = first or seconds
             label = f"{name} {args.recall}" if name.endswith("recall") else name
-            print(f"| {m} | {label} | {seconds:.1f} | 1/{first / seconds:.1f} | {recall:.4f} | {memory:.0f} | {word} |",
-                  flush=True)  # fmt: skip
+            cells = m, d, label, f"{seconds:.1f}", f"1/{first / seconds:.1f}", f"{recall:.4f}", f"{memory:.0f}", word
+            print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 def kinds(args: argparse.Namespace) -> None:
@@ -153,6 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--features", type=Path)
     parser.add_argument("--rows", type=int, nargs="+", help="the first rows only, one table for each number")
+    parser.add_argument("--mix", action="store_true", help="so many averages of two random rows instead")
     parser.add_argument("--recall", type=float, default=0.95)
     parser.add_argument("--peers", action="store_true", help="also what is installed of pynndescent and faiss")
     parser.add_argument("--kinds", action="store_true")

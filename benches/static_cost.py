@@ -370,6 +370,14 @@ def compilers(files: list[Path]) -> str:
     return "\n".join(lines)
 
 
+def made() -> str:
+    import torch
+
+    from dm2_fast.experiment.machine import header
+
+    return header(torch.device("cpu"))
+
+
 def main() -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise SystemExit("TRITON_INTERPRET must not be set, got 1: what is interpreted cannot be compiled")
@@ -382,7 +390,7 @@ def main() -> None:
     parser.add_argument("--join", nargs="+", type=Path, metavar="FILE", help="the table of these --json outputs")
     arguments = parser.parse_args()
     if arguments.join:
-        print(compilers(arguments.join))
+        print(f"{made()}\n{compilers(arguments.join)}")
         return
     measured = {}
     if arguments.measure:
@@ -395,7 +403,7 @@ def main() -> None:
     rows = [cost(name, everything[name], target) for name in arguments.kernel for target in arguments.target]
     for row in rows:
         row["measured"] = measured.get((row["kernel"], row["target"]))
-    print(json.dumps(rows, indent=1) if arguments.json else markdown(rows))
+    print(json.dumps(rows, indent=1) if arguments.json else f"{made()}\n{markdown(rows)}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dm2_fast.experiment.folder.files import replacing
 from dm2_fast.paper.colours import GREY, emphasised, style
-from dm2_fast.paper.comparison import Line
+from dm2_fast.paper.comparison import ALL, Line
 from dm2_fast.paper.curves import Curve
 from dm2_fast.paper.statistics import Ranks, interval
 
@@ -82,7 +82,7 @@ def draw_differences(file: Path, lines: Sequence[Line], against: str, title: str
             face = colour if line.p_holm <= 0.05 else "white"
             axes.plot(100 * line.area.mean, place, "o", markersize=5, color=colour, markerfacecolor=face)
         axes.axvline(0, color=GREY, linewidth=0.8)
-        axes.set_title(cell, fontsize=9)
+        axes.set_title("mean of the cells" if cell == ALL else cell, fontsize=9)
         _plain(axes)
     for axes in panels[::columns]:
         axes.set_yticks(range(len(methods)), methods, fontsize=8)

@@ -11,7 +11,7 @@ import numpy as np
 
 from dm2_fast.experiment.folder.files import replacing
 from dm2_fast.paper import study_pictures
-from dm2_fast.paper.comparison import Bound, Line, bounds, compare, penalties, ranked, table_of_cells
+from dm2_fast.paper.comparison import ALL, Bound, Line, bounds, compare, penalties, ranked, table_of_cells
 from dm2_fast.paper.curves import Curve
 from dm2_fast.paper.protocol import Protocol
 from dm2_fast.paper.statistics import interval
@@ -73,8 +73,8 @@ def write_comparison(
     *,
     echo: Callable[[str], None],
 ) -> None:
-    """Write comparison.csv, comparison.md, curves.png, differences.png and, where they have a meaning, penalty.csv,
-    penalty.png and ranks.png, and tell the table.
+    """Write comparison.csv, comparison.md, curves.png, differences.png and, where they have a meaning, mean.png (of the
+    cells), penalty.csv, penalty.png and ranks.png, and tell the table.
 
     Args:
         commands: What made the curves, as comparison.md says.
@@ -89,6 +89,8 @@ def write_comparison(
     study_pictures.draw_curves(folder / "curves.png", curves, asked.against, asked.measure, title)
     if lines:
         study_pictures.draw_differences(folder / "differences.png", lines, asked.against, title)
+    if mean := [line for line in lines if line.cell == ALL]:
+        study_pictures.draw_differences(folder / "mean.png", mean, asked.against, title)
     counted = [c for c in curves if asked.tested is None or c.method in (asked.against, *asked.tested)]
     methods, cells, values = table_of_cells(counted, asked.measure)
     if len(methods) > 1 and any(v.shape[1] > 1 for v in values):

@@ -26,7 +26,7 @@ QUICK = {
 def test_each_table_and_figure_has_a_protocol_for_two_cores_and_one_of_the_paper_s_sizes() -> None:
     for show in ("table1", "table2", "table3", "table5", "figure1", "figure4"):
         assert names(show) == [f"paper-{show}", f"small-{show}"]
-    assert names("probe") == ["small-probe", "sweep-probe"]
+    assert names("probe") == ["large-probe", "small-probe", "sweep-probe"]
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -435,7 +435,8 @@ def test_other_numbers_of_labels_are_compared_where_both_have_some() -> None:
 def test_the_report_reads_studies_and_runs(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = study(config_of(toy, seeds=[0, 1, 2]))
     files = {file.name for file in folder.iterdir()}
-    assert {"comparison.md", "comparison.csv", "curves.png", "differences.png", "penalty.png", "ranks.png"} <= files
+    pictures = {f"{name}.png" for name in ("curves", "differences", "mean", "penalty", "ranks")}
+    assert {"comparison.md", "comparison.csv", *pictures} <= files
     out = toy.parent / "report"
     main(["report", str(folder), "--against", "margin-kmeans", "--output", str(out)])
     told = capsys.readouterr().out
