@@ -67,9 +67,10 @@ def inputs_as_features(
     if features.dtype != model_dtype(model) or features.device != model_device(model):
         return None
     step = max(1, _CHECKED_ELEMENTS // features.shape[1])
-    if rows is not None:  # those of a process follow each other, and stay where they are
-        first, last = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
-        features = features[first:last] if memory is not None and last - first == len(rows) else features[rows]
+    if rows is not None and memory is not None and len(rows) and bool((rows.diff() == 1).all()):
+        features = features[int(rows[0]) : int(rows[-1]) + 1]  # where they lie
+    elif rows is not None:
+        features = features[rows]
     for start in range(0, len(features), step):
         check_finite("features", features[start : start + step], start if rows is None else int(rows[start]))
         if memory is not None:

@@ -123,7 +123,7 @@ class MappedRows:
         rows = torch.as_tensor(rows)
         copies = self.x.new_empty(len(rows), *self.x.shape[1:])
         for part in self._sparing.steps(rows):
-            copies[part] = self.x[rows[part]]
+            torch.index_select(self.x, 0, rows[part], out=copies[part])
         return copies
 
     def __setitem__(self, rows: Tensor, values: Tensor) -> None:

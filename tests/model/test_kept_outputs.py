@@ -11,7 +11,7 @@ import dm2_fast
 from dm2_fast import DM2Config
 from dm2_fast.model import passes
 from dm2_fast.model.passes import ForwardPass
-from dm2_fast.operations.mapped import is_mapped
+from dm2_fast.operations.mapped import is_mapped, mapped
 
 
 @pytest.mark.parametrize("prepare", ["auto", "off"])
@@ -29,6 +29,17 @@ def test_they_are_those_without_a_budget(prepare: str, m: int, monkeypatch: pyte
     one, other = (ForwardPass(model, x, memory=memory) for memory in (None, "1GB"))
     assert is_mapped(other.logits())
     assert torch.equal(one.uncertainty(expected[1], "margin"), other.uncertainty(found[1], "margin"))
+
+
+def test_inputs_that_are_features_stay_where_they_are() -> None:
+    x = mapped((50, 6), torch.empty(0)).copy_(torch.rand(50, 6))
+    for rows, stay in (
+        ([*range(10, 30)], True), ([49], True), ([3, 5, 4, 6], False), ([0, 0], False), ([], False),
+    ):  # fmt: skip
+        some = torch.tensor(rows, dtype=torch.int64)
+        features = ForwardPass(nn.Linear(6, 3), x, rows=some, memory="1GB").features_and_logits()[0]
+        assert torch.equal(features, x[some])
+        assert is_mapped(features) == stay
 
 
 @pytest.mark.parametrize("options", [
