@@ -103,11 +103,12 @@ struct BoundGraph {
     BoundGraph(const std::shared_ptr<BoundGraph>& other, const Array<std::int64_t>& ids_)
         : BoundGraph(*other, ids_, other->reading()) {}
 
-    py::tuple probe(std::ptrdiff_t from, std::ptrdiff_t to, int num_threads, const py::object& report) {
+    void probe(std::ptrdiff_t from, std::ptrdiff_t to, int num_threads, const py::object& report) {
         require(0 <= from && from <= to && to < std::ptrdiff_t{1} << 31, "ranks must ascend, and be fewer than 2**31");
         const std::unique_lock<std::shared_mutex> turn = changing();
         Poll poll(report);
-        return told([&] { return graph.probe(from, to, num_threads, [&](double part) { poll(part); }); });
+        const py::gil_scoped_release release;
+        graph.probe(from, to, num_threads, [&](double part) { poll(part); });
     }
     Array<std::int64_t> ranks(const Array<std::int64_t>& places, const Array<std::int64_t>& others) const {
         require_aligned({places, others});
@@ -133,16 +134,13 @@ struct BoundGraph {
         const std::unique_lock<std::shared_mutex> turn = changing();
         Poll poll(report);
         const auto meet = [&](const std::uint32_t* lists) {
-            graph.join(lists, num_threads, [&](double part) { poll(part); });
+            return graph.join(lists, num_threads, [&](double part) { poll(part); });
         };
         if (frozen.is_none())
             return told([&] {
-                {
-                    std::vector<std::uint32_t> own(static_cast<std::size_t>(graph.last() * graph.slots()));
-                    graph.freeze(own.data());
-                    meet(own.data());
-                }
-                return graph.reverse(num_threads);
+                std::vector<std::uint32_t> own(static_cast<std::size_t>(graph.last() * graph.slots()));
+                graph.freeze(own.data());
+                return meet(own.data());
             });
         const auto lists = frozen.cast<Array<std::uint32_t>>();
         require(lists.ndim() == 2 && lists.shape(0) == index->index->rows.n && lists.shape(1) == graph.slots(),
@@ -150,7 +148,7 @@ struct BoundGraph {
         const std::uint32_t* all = lists.data();
         require(std::all_of(all, all + lists.size(), [&](std::uint32_t entry) { return graph.is_frozen(entry); }),
                 "frozen must name rows");
-        return told([&] { return meet(all), graph.reverse(num_threads); });
+        return told([&] { return meet(all); });
     }
     void take(const Array<std::int64_t>& places, const Array<std::uint64_t>& entries) {
         const std::int64_t* to = places.data();
@@ -202,7 +200,7 @@ struct BoundGraph {
     }
 
 private:
-    // What a step leaves for others, made without the GIL: (places, entries).
+    // What a join leaves for others, made without the GIL: (places, entries).
     template <class Step>
     static py::tuple told(const Step& step) {
         Offers offers;
@@ -232,7 +230,7 @@ private:
         return ids;
     }
     static std::ptrdiff_t checked(std::ptrdiff_t slots) {
-        require(0 < slots && slots < 1 << 16, "slots must be at least 1 and fewer than 2**16");
+        require(0 < slots && slots < 1 << 15, "slots must be at least 1 and fewer than 2**15");
         return slots;
     }
     std::unique_lock<std::shared_mutex> changing() const {
@@ -358,9 +356,9 @@ void define_index(py::module_& module, const char* name) {
              "How many cells are nearer to each row than the cell of another row.")
         .def("freeze", method(&Lists::freeze), "The lists as they are now, for a join, of this part.")
         .def("join", method(&Lists::join), py::arg("frozen") = py::none(), py::kw_only(), py::arg("num_threads"),
-             py::arg("report") = py::none(), "Each row meets the neighbours of its neighbours.")
+             py::arg("report") = py::none(), "The rows around each row meet each other.")
         .def("take", method(&Lists::take), py::arg("places").noconvert(), py::arg("entries").noconvert(),
-             "Take what probe and join of other parts have returned for these places.")
+             "Take what join of other parts has returned for these places.")
         .def("candidates", method(&Lists::candidates), py::arg("first"), py::arg("last"), "The rows in lists, or -1.")
         .def("nearest", method(&Lists::nearest), py::arg("places").noconvert(), py::arg("lines").noconvert(),
              py::arg("distances").noconvert(), py::arg("indices").noconvert(), py::kw_only(),

@@ -18,17 +18,6 @@ DM2_CLONES inline void sads_to(const std::uint8_t* code, const std::uint8_t* cod
     }
 }
 
-// The first n numbers with the least (key, number), in order.
-inline void least(std::vector<std::uint64_t>& keys, const std::int32_t* of, std::ptrdiff_t count, std::ptrdiff_t n) {
-    keys.resize(static_cast<std::size_t>(count));
-    for (std::ptrdiff_t i = 0; i < count; ++i)
-        keys[i] = static_cast<std::uint64_t>(of[i]) << 32 | static_cast<std::uint64_t>(i);
-    n = std::min(n, count);
-    if (n < count) std::nth_element(keys.begin(), keys.begin() + n, keys.end());
-    keys.resize(static_cast<std::size_t>(n));
-    std::sort(keys.begin(), keys.end());
-}
-
 // The n-th least of some values, or the largest of fewer. Halving the range counts without branches to guess.
 DM2_CLONES inline std::int32_t nth_least(const std::int32_t* values, std::ptrdiff_t count, std::ptrdiff_t n) {
     std::int32_t low = std::numeric_limits<std::int32_t>::max(), high = 0;
@@ -43,6 +32,16 @@ DM2_CLONES inline std::int32_t nth_least(const std::int32_t* values, std::ptrdif
             high = middle;
     }
     return low;
+}
+
+// The first n numbers with the least (key, number), in order.
+inline void least(std::vector<std::uint64_t>& keys, const std::int32_t* of, std::ptrdiff_t count, std::ptrdiff_t n) {
+    keys.clear();
+    const std::int32_t most = n < count ? nth_least(of, count, n) : std::numeric_limits<std::int32_t>::max();
+    for (std::ptrdiff_t i = 0; i < count; ++i)
+        if (of[i] <= most) keys.push_back(static_cast<std::uint64_t>(of[i]) << 32 | static_cast<std::uint64_t>(i));
+    std::sort(keys.begin(), keys.end());
+    if (n < count) keys.resize(static_cast<std::size_t>(n));
 }
 
 // The n least of some values that are not negative; of equal ones, the first. They are asked for in their order.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "index.hpp"
+#include "join.hpp"
 
 namespace dm2 {
 
@@ -26,12 +27,6 @@ void nearest_of(const Rows<T>& rows, std::ptrdiff_t own, std::ptrdiff_t count, c
     found.resize(static_cast<std::size_t>(k), {std::numeric_limits<T>::infinity(), std::numeric_limits<std::int64_t>::max()});
 }
 
-// What the rows of one part of a graph have to tell those of others: a list entry, and the place of the list.
-struct Offers {
-    std::vector<std::uint64_t> entries;
-    std::vector<std::int64_t> places;
-};
-
 // The lists are the K least (SAD, place) of all pairs that were met, and which pairs are met depends on no thread: each
 // step adds pairs that follow from the codes and from the lists as they were before it. A graph may have the lists of the
 // places [first, last) only; then `frozen` and `Offers` are what its parts exchange.
@@ -40,120 +35,67 @@ class Graph {
 public:
     // ids: a row with a negative one has left. slots: K. first, last: whole cells.
     Graph(const Index<T>& index, const std::int64_t* ids, std::ptrdiff_t slots, std::ptrdiff_t first, std::ptrdiff_t last)
-        : index_(index), ids_(ids), slots_(slots), first_(first), last_(last),
-          lists_(static_cast<std::size_t>((last - first) * slots), kEmpty) {
+        : index_(index), ids_(ids), lists_(slots, first, last) {
         find_gone();
     }
 
     // The same lists without the rows that have left since.
     Graph(const Graph& other, const std::int64_t* ids)
-        : index_(other.index_), ids_(ids), slots_(other.slots_), first_(other.first_), last_(other.last_),
-          lists_(other.lists_) {
+        : index_(other.index_), ids_(ids), lists_(other.lists_) {
         find_gone();
-        for (std::ptrdiff_t p = first_; p < last_; ++p) {
-            std::uint64_t* list = list_of(p);
+        for (std::ptrdiff_t p = lists_.first; p < lists_.last; ++p) {
+            std::uint64_t* list = lists_.of(p);
             const bool left = gone(p);
-            std::uint64_t* end = std::remove_if(list, list + slots_, [&](std::uint64_t entry) {
+            std::uint64_t* end = std::remove_if(list, list + lists_.slots, [&](std::uint64_t entry) {
                 return left || entry == kEmpty || gone(place_of(entry));
             });
-            std::fill(end, list + slots_, kEmpty);
+            std::fill(end, list + lists_.slots, kEmpty);
         }
     }
 
-    std::ptrdiff_t first() const { return first_; }
-    std::ptrdiff_t last() const { return last_; }
-    std::ptrdiff_t slots() const { return slots_; }
+    std::ptrdiff_t first() const { return lists_.first; }
+    std::ptrdiff_t last() const { return lists_.last; }
+    std::ptrdiff_t slots() const { return lists_.slots; }
 
     // Each row meets the rows of its nearest cells: from the one of rank `from` to that before `to`.
     template <class Report>
-    Offers probe(std::ptrdiff_t from, std::ptrdiff_t to, int num_threads, const Report& report) {
+    void probe(std::ptrdiff_t from, std::ptrdiff_t to, int num_threads, const Report& report) {
         const double ratio = near_ratio();
         const std::vector<std::ptrdiff_t>& cells = index_.cells->first;
-        const std::ptrdiff_t cell = std::lower_bound(cells.begin(), cells.end(), first_) - cells.begin();
-        const std::ptrdiff_t end = std::lower_bound(cells.begin(), cells.end(), last_) - cells.begin();
+        const std::ptrdiff_t cell = std::lower_bound(cells.begin(), cells.end(), lists_.first) - cells.begin();
+        const std::ptrdiff_t end = std::lower_bound(cells.begin(), cells.end(), lists_.last) - cells.begin();
         parallel_blocks(
             end - cell, 1, num_threads,
             [&](std::ptrdiff_t c, std::ptrdiff_t) { probe_cell(cell + c, from, to, ratio); }, report);
-        return reverse(num_threads);
     }
 
     // The lists as `join` reads them, to out (last - first, slots), which no join has seen until now.
     void freeze(std::uint32_t* out) {
-        for (std::size_t e = 0; e < lists_.size(); ++e) {
-            out[e] = static_cast<std::uint32_t>(lists_[e]);
-            lists_[e] |= kOld;
+        for (std::uint64_t& entry : lists_.entries) {
+            *out++ = static_cast<std::uint32_t>(entry);
+            entry |= kOld;
         }
     }
     // Whether what comes from elsewhere names rows that there are.
     bool is_frozen(std::uint32_t entry) const { return entry == kNobody || (entry >> 1) < index_.rows.n; }
     bool is_offer(std::uint64_t entry) const { return sad_of(entry) >= 0 && place_of(entry) < index_.rows.n; }
 
-    // Each row meets the neighbours of its neighbours, where one of the two steps is new since the last join.
-    // frozen: the lists of all rows.
+    // The rows around each row, which are itself, its neighbours and those that have it as one, meet each other, unless
+    // both were around it at an earlier join. frozen: the lists of all rows. Lists of other parts are told by the result.
     template <class Report>
-    void join(const std::uint32_t* frozen, int num_threads, const Report& report) {
-        const std::ptrdiff_t n = last_;
-        parallel_blocks(
-            last_ - first_, 256, num_threads,
-            [&](std::ptrdiff_t start, std::ptrdiff_t count) {
-                std::vector<std::uint32_t> met, next;  // of a row and the one behind it, whose codes are on their way
-                std::vector<std::int32_t> sads;
-                std::vector<std::uint64_t> seen(kSeen, kEmpty);
-                const std::ptrdiff_t end = first_ + start + count;
-                for (std::ptrdiff_t p = first_ + start; p <= end; ++p) {
-                    for (std::ptrdiff_t r = 0; p + 1 < n && r < slots_ && frozen[(p + 1) * slots_ + r] != kNobody; ++r)
-                        __builtin_prefetch(&frozen[static_cast<std::ptrdiff_t>(frozen[(p + 1) * slots_ + r] >> 1) * slots_]);
-                    next.clear();
-                    if (p < end && !gone(p)) find_others(p, frozen, next, seen);
-                    if (!met.empty()) meet_all(p - 1, met, sads);
-                    met.swap(next);
-                }
-            },
-            report);
-    }
-
-    // Each row meets those that hold it, as the lists are now; whoever is elsewhere is told by what is returned.
-    Offers reverse(int num_threads) {
-        constexpr std::ptrdiff_t kLocked = 64;
-        const std::ptrdiff_t n = last_ - first_;
-        std::vector<std::mutex> locks(static_cast<std::size_t>((n + kLocked - 1) / kLocked));
-        const std::vector<std::uint64_t> held = lists_;  // a row offers what others push from its list meanwhile
-        std::mutex lock_of_offers;
-        Offers offers;
-        parallel_blocks(n, kLocked, num_threads, [&](std::ptrdiff_t start, std::ptrdiff_t count) {
-            Offers away;
-            for (std::ptrdiff_t i = start; i < start + count; ++i)
-                for (std::ptrdiff_t r = 0; r < slots_ && held[i * slots_ + r] != kEmpty; ++r) {
-                    const std::uint64_t entry = held[i * slots_ + r];
-                    if (entry & kOld) continue;  // was reversed when it was new
-                    const std::ptrdiff_t q = place_of(entry);
-                    const std::uint64_t offer = entry_of(sad_of(entry), first_ + i);
-                    if (q < first_ || q >= last_) {
-                        away.places.push_back(q);
-                        away.entries.push_back(offer);
-                        continue;
-                    }
-                    const std::lock_guard<std::mutex> lock(locks[(q - first_) / kLocked]);
-                    insert(list_of(q), offer);
-                }
-            if (away.places.empty()) return;
-            const std::lock_guard<std::mutex> lock(lock_of_offers);
-            offers.places.insert(offers.places.end(), away.places.begin(), away.places.end());
-            offers.entries.insert(offers.entries.end(), away.entries.begin(), away.entries.end());
-        });
-        return offers;
+    Offers join(const std::uint32_t* frozen, int num_threads, const Report& report) {
+        return Join<T>(index_, lists_, frozen).run(num_threads, report);
     }
 
     // Take what other parts offer; the places are of this one.
     void take(const std::int64_t* places, const std::uint64_t* entries, std::ptrdiff_t n) {
-        for (std::ptrdiff_t i = 0; i < n; ++i)
-            if (entries[i] < list_of(places[i])[slots_ - 1]) insert(list_of(places[i]), entries[i]);
+        for (std::ptrdiff_t i = 0; i < n; ++i) lists_.offer(places[i], entries[i]);
     }
 
     // The rows in the lists at a place, to out (slots); -1 for none.
     void candidates(std::ptrdiff_t p, std::int64_t* out) const {
-        for (std::ptrdiff_t r = 0; r < slots_; ++r)
-            out[r] = list_of(p)[r] == kEmpty ? -1 : index_.side->order[place_of(list_of(p)[r])];
+        for (std::ptrdiff_t r = 0; r < lists_.slots; ++r)
+            out[r] = lists_.of(p)[r] == kEmpty ? -1 : index_.side->order[place_of(lists_.of(p)[r])];
     }
 
     // The k nearest by (distance, id) of the lists of some rows, given by their places, to the lines `to` of the result;
@@ -169,9 +111,9 @@ public:
                 std::vector<std::pair<T, std::int64_t>> found;
                 for (std::ptrdiff_t i = first; i < first + count; ++i) {
                     if (i + 1 < first + count) prefetch(places[i + 1]);
-                    const std::uint64_t* list = list_of(places[i]);
+                    const std::uint64_t* list = lists_.of(places[i]);
                     const std::vector<std::ptrdiff_t>& order = index_.side->order;
-                    const std::ptrdiff_t held = std::find(list, list + slots_, kEmpty) - list;
+                    const std::ptrdiff_t held = std::find(list, list + lists_.slots, kEmpty) - list;
                     nearest_of(
                         index_.rows, order[places[i]], held, [&](std::ptrdiff_t r) { return order[place_of(list[r])]; },
                         ids_, index_.w1, index_.w2, k, x.data(), other.data(), found);
@@ -183,30 +125,11 @@ public:
     }
 
 private:
-    // An entry of a list: SAD, place, and whether a join has seen it; places are below 2^31.
-    static constexpr std::uint64_t kEmpty = ~std::uint64_t{0}, kOld = 1;
-    static constexpr std::uint32_t kNobody = ~std::uint32_t{0};
-    static std::uint64_t entry_of(std::int32_t sad, std::ptrdiff_t place) {
-        return static_cast<std::uint64_t>(sad) << 32 | static_cast<std::uint64_t>(place) << 1;
-    }
-    static std::ptrdiff_t place_of(std::uint64_t entry) { return static_cast<std::uint32_t>(entry) >> 1; }
-    static std::int32_t sad_of(std::uint64_t entry) { return static_cast<std::int32_t>(entry >> 32); }
-
-    std::uint64_t* list_of(std::ptrdiff_t place) { return &lists_[(place - first_) * slots_]; }
-    const std::uint64_t* list_of(std::ptrdiff_t place) const { return &lists_[(place - first_) * slots_]; }
     bool gone(std::ptrdiff_t place) const { return !gone_.empty() && gone_[place]; }
 
     void find_gone() {
         if (std::none_of(ids_, ids_ + index_.rows.n, [](std::int64_t id) { return id < 0; })) return;
         for (const std::ptrdiff_t row : index_.side->order) gone_.push_back(ids_[row] < 0);
-    }
-
-    void insert(std::uint64_t* list, std::uint64_t entry) const {
-        std::ptrdiff_t at = slots_;
-        while (at > 0 && list[at - 1] > entry) --at;
-        if (at == slots_ || (at > 0 && list[at - 1] == entry) || list[at] == (entry | kOld)) return;
-        std::copy_backward(list + at, list + slots_ - 1, list + slots_);
-        list[at] = entry;
     }
 
     // What the 32-byte SAD of a near pair is at most, as a part of its full SAD: for nearly all pairs of a sample.
@@ -219,7 +142,7 @@ private:
             std::vector<std::pair<std::int32_t, std::ptrdiff_t>> near;
             for (std::ptrdiff_t q = first; q < std::min(n, first + kCell); ++q)
                 if (q != p) near.emplace_back(generic::sad(index_.code(p), index_.code(q), bytes), q);
-            const std::ptrdiff_t some = std::min<std::ptrdiff_t>(slots_, near.size());
+            const std::ptrdiff_t some = std::min<std::ptrdiff_t>(lists_.slots, near.size());
             std::partial_sort(near.begin(), near.begin() + some, near.end());
             std::uint8_t code[kCode], other[kCode];
             get_code(index_.side->near.data(), p, code);
@@ -257,16 +180,15 @@ private:
     // stays unmet; this depends on the list, and so on the row's own past alone.
     void scan(std::ptrdiff_t p, std::ptrdiff_t cell, double ratio) {
         const std::ptrdiff_t end = index_.cells->first[cell + 1];
-        std::uint64_t* list = list_of(p);
-        const std::ptrdiff_t at_once = list[slots_ - 1] == kEmpty ? kCell / kGroup : kBlock / kGroup;
+        const std::ptrdiff_t at_once = lists_.farthest(p) == kMost ? kCell / kGroup : kBlock / kGroup;
         std::uint8_t code[kCode];
         get_code(index_.side->near.data(), p, code);
         std::uint16_t rows[kBlock + kSlack];
         std::int32_t sads[kBlock + kSlack];
         for (std::ptrdiff_t g = index_.cells->first[cell] / kGroup; g * kGroup < end; g += at_once) {
             const std::ptrdiff_t groups = std::min(at_once, (end - g * kGroup + kGroup - 1) / kGroup);
-            const bool full = list[slots_ - 1] != kEmpty;
-            const std::int32_t worst = full ? sad_of(list[slots_ - 1]) : kMost;
+            const std::int32_t worst = lists_.farthest(p);
+            const bool full = worst < kMost;
             const int near = full ? static_cast<int>(std::min<double>(kFar, worst * ratio)) : kFar;
             std::ptrdiff_t n = index_.scanner.scan(code, static_cast<std::int16_t>(near), 0,
                                                    &index_.side->near[g * kGroupBytes], ~0u >> (32 - groups),
@@ -277,15 +199,14 @@ private:
             n = index_.scanner.narrow(index_.code(p), index_.code(g * kGroup), index_.bytes(), {worst, 0},
                                       one_sided().wide, rows, n, sads);
             // of the first ones, only those that stay in the list: the others would be put there for a while
-            const std::int32_t most = full || !gone_.empty() ? worst : nth_least(sads, n, slots_ + 1);
+            const std::int32_t most = full || !gone_.empty() ? worst : nth_least(sads, n, lists_.slots + 1);
             for (std::ptrdiff_t r = 0; r < n; ++r)
-                if (sads[r] <= most) meet(p, list, sads[r], g * kGroup + rows[r]);
+                if (sads[r] <= most) meet(p, sads[r], g * kGroup + rows[r]);
         }
     }
 
-    void meet(std::ptrdiff_t p, std::uint64_t* list, std::int32_t sad, std::ptrdiff_t other) const {
-        const std::uint64_t entry = entry_of(sad, other);
-        if (entry < list[slots_ - 1] && other != p && !gone(other)) insert(list, entry);
+    void meet(std::ptrdiff_t p, std::int32_t sad, std::ptrdiff_t other) {
+        if (other != p && !gone(other)) lists_.offer(p, entry_of(sad, other));
     }
 
     // Limits with which a pair stays if its SAD is at most the query's own.
@@ -303,50 +224,18 @@ private:
         return limits;
     }
 
-    // The neighbours of a row's neighbours, most of them once: of those with the same place in `seen`, it knows the last.
-    void find_others(std::ptrdiff_t p, const std::uint32_t* frozen, std::vector<std::uint32_t>& others,
-                     std::vector<std::uint64_t>& seen) const {
-        const std::ptrdiff_t bytes = std::min<std::ptrdiff_t>(index_.bytes(), 512);
-        const std::uint32_t* own = &frozen[p * slots_];
-        const auto is_new = [&](std::uint32_t other) {
-            const std::uint64_t key = static_cast<std::uint64_t>(p) << 32 | other;
-            std::uint64_t& last = seen[other % kSeen];
-            return last != key && (last = key, true);
-        };
-        is_new(static_cast<std::uint32_t>(p));
-        for (std::ptrdiff_t r = 0; r < slots_ && own[r] != kNobody; ++r) is_new(own[r] >> 1);
-        for (std::ptrdiff_t r = 0; r < slots_ && own[r] != kNobody; ++r) {
-            const std::uint32_t* theirs = &frozen[static_cast<std::ptrdiff_t>(own[r] >> 1) * slots_];
-            for (std::ptrdiff_t s = 0; s < slots_ && theirs[s] != kNobody; ++s) {
-                if ((own[r] & theirs[s] & kOld) || !is_new(theirs[s] >> 1)) continue;
-                others.push_back(theirs[s] >> 1);
-                const std::uint8_t* code = index_.code(theirs[s] >> 1);
-                for (std::ptrdiff_t b = 0; b < bytes; b += 64) __builtin_prefetch(code + b);
-            }
-        }
-    }
-
-    void meet_all(std::ptrdiff_t p, const std::vector<std::uint32_t>& others, std::vector<std::int32_t>& sads) {
-        const std::ptrdiff_t n = static_cast<std::ptrdiff_t>(others.size());
-        sads.resize(others.size());
-        sads_to(index_.code(p), index_.side->wide[0].data(), index_.bytes(), others.data(), n, sads.data());
-        for (std::ptrdiff_t c = 0; c < n; ++c) meet(p, list_of(p), sads[c], others[c]);
-    }
-
     void prefetch(std::ptrdiff_t p) const {
-        for (std::ptrdiff_t r = 0; r < slots_ && list_of(p)[r] != kEmpty; ++r)
-            index_.rows.prefetch(index_.side->order[place_of(list_of(p)[r])]);
+        for (std::ptrdiff_t r = 0; r < lists_.slots && lists_.of(p)[r] != kEmpty; ++r)
+            index_.rows.prefetch(index_.side->order[place_of(lists_.of(p)[r])]);
     }
 
     static constexpr std::ptrdiff_t kKept = 95;     // per cent of near pairs that the 32-byte codes are to keep
-    static constexpr std::ptrdiff_t kSeen = 1024;  // a power of two, some times the neighbours of neighbours
     static constexpr std::ptrdiff_t kRanked = 128;  // cells that a row chooses from
 
     const Index<T>& index_;
     const std::int64_t* ids_;
-    const std::ptrdiff_t slots_, first_, last_;
     std::vector<char> gone_;            // by place; empty where all rows are there
-    std::vector<std::uint64_t> lists_;  // by place, ascending
+    Lists lists_;
 };
 
 }  // namespace dm2

@@ -102,7 +102,6 @@ void compare_graph(std::ptrdiff_t m, std::ptrdiff_t d, int kind, const dm2::Scan
             graph.probe(rank, 2 * rank + 1, num_threads, [](double) {});
             graph.freeze(frozen.data());
             graph.join(frozen.data(), num_threads, [](double) {});
-            graph.reverse(num_threads);
         }
         found.emplace_back(m, k);
         const std::vector<std::ptrdiff_t>& order = index.side->order;

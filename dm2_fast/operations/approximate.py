@@ -25,7 +25,8 @@ _SAMPLE = 500  # rows whose exact neighbours are looked up to measure a graph
 _PILOT = 250  # others, whose neighbours say how many cells each row should meet
 _HOPELESS = 5.0  # times the misses that are allowed: more than later steps make good
 _MORE = 1.3  # times the cells at each later step
-_JOINED = 2.4  # neighbours of neighbours leave at most one in so many of the misses, nearly always
+_JOINS = 3  # at the first step
+_JOINED = 5.5  # joins leave at most one in so many of the misses, nearly always
 
 
 def _cells(ranks: NDArray[np.int64], recall: float) -> int:
@@ -138,7 +139,7 @@ class AuditedGraph(ABC):
 
     @abstractmethod
     def _join(self, report: Callable[[float], object]) -> None:
-        """Each row meets the neighbours of its neighbours."""
+        """The rows around each row, its neighbours and those that have it as one, meet each other."""
 
     @abstractmethod
     def _found(self, rows: Tensor, k: int) -> Tensor:
@@ -183,11 +184,11 @@ class AuditedGraph(ABC):
         return self._exact(k, f"the approximate search reached a recall of {recall:.4f} only")
 
     def _step(self, stop: int) -> None:
-        """Meet more rows: the nearest cells, so many in all; and the neighbours of neighbours, at first two times."""
+        """Meet more rows: the nearest cells, so many in all; then those with whom a neighbour is shared."""
         trim()  # the lists are the most that is in memory, until the result is
         with self._bar(f"cells {self._ranks} to {stop}") as report:
             self._probe(self._ranks, stop, report)
-        for _ in range(2 if self._steps == 0 else 1):
+        for _ in range(_JOINS if self._steps == 0 else 1):
             with self._bar("neighbours of neighbours") as report:
                 self._join(report)
         self._ranks = stop

@@ -1,8 +1,9 @@
 """Approximate neighbours of rows that several processes have, or a file: the graph of `Neighbours`, bit for bit.
 
 Each process encodes its own rows. The codes of all rows, 32 + d bytes each, go to every process, which puts them in the
-same cells. A process has the lists of its share of the cells; what these lists say about rows of other cells is sent to
-the process that has them. The distances of a list are computed from rows that are fetched as they are needed.
+same cells. A process has the lists of its share of the cells; what rows of other cells learn when the rows around its
+own meet is sent to the process that has them. The distances of a list are computed from rows that are fetched as they
+are needed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -205,7 +206,7 @@ class GraphInParts(AuditedGraph):
         return found
 
     def _probe(self, start: int, stop: int, report: Callable[[float], object]) -> None:
-        self._tell(self._graph.probe(start, stop, num_threads=self._threads, report=report))
+        self._graph.probe(start, stop, num_threads=self._threads, report=report)
 
     def _join(self, report: Callable[[float], object]) -> None:
         frozen = None

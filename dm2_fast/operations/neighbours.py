@@ -16,6 +16,8 @@ from dm2_fast.operations.knn import Metric, UnitRows, check_k, check_match, knn,
 from dm2_fast.operations.memory import trim
 from dm2_fast.threads import threads_of_torch
 
+_TOGETHER = 2**16  # rows of a graph that are written at a time
+
 
 class Neighbours(AuditedGraph):
     """Rows prepared once, for searching their neighbours under the combined distance of Eqs. 4-6.
@@ -183,12 +185,18 @@ class Neighbours(AuditedGraph):
         self._graph.join(num_threads=self._threads, report=report)
 
     def _found(self, rows: Tensor, k: int) -> Tensor:
-        return self._nearest(self._place()[rows], torch.arange(len(rows)), k)[0]
+        best = self._empty(len(rows), k)
+        self._nearest(self._place()[rows], torch.arange(len(rows)), *best)
+        return best[0]
 
     def _lists(self, k: int) -> tuple[Tensor, Tensor]:
-        places, ids = self._places()
+        ids = self._ids[torch.from_numpy(self._prepared().places())]
         trim()
-        distances, indices = self._nearest(places, ids, k)
+        distances, indices = self._empty(self._left, k)
+        for start in range(0, len(ids), _TOGETHER):
+            part = ids[start : start + _TOGETHER]
+            left = torch.nonzero(part >= 0)[:, 0]
+            self._nearest(start + left, part[left], distances, indices)
         short = torch.nonzero(distances[:, -1].isinf())[:, 0]  # rows that met fewer than k others
         if len(short):
             distances[short], indices[short] = self.of(short, k)
@@ -196,20 +204,16 @@ class Neighbours(AuditedGraph):
 
     def _place(self) -> Tensor:
         """The place of each row that is left, (m,)."""
-        places, ids = self._places()
-        place = torch.empty(self._left, dtype=torch.int64)
-        place[ids] = places
-        return place
-
-    def _places(self) -> tuple[Tensor, Tensor]:
-        """The places of the rows that are left, ascending, and the number of the row at each."""
         ids = self._ids[torch.from_numpy(self._prepared().places())]
         places = torch.nonzero(ids >= 0)[:, 0]
-        return places, ids[places]
+        place = torch.empty(self._left, dtype=torch.int64)
+        place[ids[places]] = places
+        return place
 
-    def _nearest(self, places: Tensor, lines: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        distances = torch.empty(len(places), k, dtype=self._rows.scale.dtype)
-        indices = torch.empty(len(places), k, dtype=torch.int64)
+    def _empty(self, rows: int, k: int) -> tuple[Tensor, Tensor]:
+        return torch.empty(rows, k, dtype=self._rows.scale.dtype), torch.empty(rows, k, dtype=torch.int64)
+
+    def _nearest(self, places: Tensor, lines: Tensor, distances: Tensor, indices: Tensor) -> None:
+        """Write the nearest in the lists at some places to lines of a graph."""
         best = distances.numpy(), indices.numpy()
         self._graph.nearest(places.numpy(), lines.numpy(), *best, num_threads=self._threads)
-        return distances, indices

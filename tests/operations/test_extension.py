@@ -250,7 +250,7 @@ def test_an_index_of_few_rows_and_of_none_that_are_asked():
         (lambda held: _C.GraphFloat(_C.IndexFloat.__new__(_C.IndexFloat), np.arange(9), 3), "Unable to cast"),
         (lambda held: _C.GraphFloat(held, np.arange(8), 3), "one value per row"),
         (lambda held: _C.GraphFloat(held, np.arange(9), 0), "slots must be at least 1"),
-        (lambda held: _C.GraphFloat(held, np.arange(9), 2**62), "fewer than 2\\*\\*16"),
+        (lambda held: _C.GraphFloat(held, np.arange(9), 2**62), "fewer than 2\\*\\*15"),
         (lambda held: _C.GraphFloat(_C.GraphFloat(held, np.arange(9), 3), np.arange(4)), "one value per row"),
         (lambda held: _C.GraphFloat(held, np.arange(9), 3).probe(2, 1, num_threads=1), "ranks must ascend"),
         (lambda held: _C.GraphFloat(held, np.arange(9), 3).probe(0, 2**62, num_threads=1), "fewer than 2\\*\\*31"),
