@@ -95,10 +95,12 @@ def select(
         num_workers: Processes that read the samples of a Dataset; 0 reads in this one.
         entries: Which entries of the Dataset's tuples or dicts are inputs of the model, as ("input_ids",
             "attention_mask") or (0, 1); None for the first alone.
-        memory: Bytes, or a text such as "4GB", that exact neighbours may take beside samples and features that are in
-            memory already, as in `dm2_fast.knn`, and on a GPU with the features; None for no limit. And that a
-            Dataset's samples may take, None for 2 GiB; if there are more, they are kept in a temporary file, which is
-            gone when it is no longer used, whatever happens.
+        memory: Bytes, or a text such as "4GB", that the choice of dm2 may take beside the samples, features that are in
+            memory already, and 300 MB: neighbours as in `dm2_fast.knn`, and scores; None for no limit. Features that
+            the model computes and its outputs then lie in temporary files, for other strategies too, of which nothing
+            else is counted; on a GPU, features are there if they fit into it. And that a Dataset's samples may take,
+            None for 2 GiB; if there are more, they are kept in a temporary file. All of these files are gone when they
+            are no longer used, whatever happens.
         multilabel: "mean" or "max" over the labels, for a model whose outputs are labels of their own, with sigmoids.
         these_are_logits: Outputs that look like probabilities are logits nevertheless.
         companions: Other models that were trained for the same labels, for strategies that ask several.
@@ -109,7 +111,8 @@ def select(
 
     Raises:
         ValueError: budget (plus offset) is out of range, the pool is empty, the model has no head or does not return
-            finite (n, C) logits, the strategy needs a labelled set, or an option is out of range.
+            finite (n, C) logits, the strategy needs a labelled set, or an option is out of range; or memory is too
+            little, and the message names the least that suffices.
         TypeError: the pool or the model is none of the above, samples cannot be mixed as they are, or the options are
             those of another strategy.
         RuntimeError: a forced backend cannot run, or the Dataset raised; the message names the row.

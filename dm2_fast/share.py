@@ -6,8 +6,9 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor
 
 from dm2_fast.operations.approximate import AuditedGraph
-from dm2_fast.operations.graph_in_parts import graph_within
+from dm2_fast.operations.graph_in_parts import graph_within, plan_of
 from dm2_fast.operations.knn import Metric, knn
+from dm2_fast.operations.memory import Beside
 from dm2_fast.operations.neighbours import Neighbours
 
 T = TypeVar("T")
@@ -39,6 +40,11 @@ class Share(Protocol):
 
     def table(self, values: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """The values of the rows here and, behind them, of the others that are named; and where each name is in it."""
+        ...
+
+    def plan(self, features: Tensor, k: int, recall: float | None, memory: int | str, beside: Beside) -> object:
+        """How the neighbours keep within a memory, beside bytes that something else takes of it meanwhile, and
+        afterwards; a ValueError if they cannot. features: Like those of all rows."""
         ...
 
     def nearest(self, features: Tensor, k: int, metric: Metric, **options: Any) -> tuple[Tensor, Tensor]:
@@ -77,6 +83,9 @@ class Whole:
 
     def table(self, values: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
         return values, numbers
+
+    def plan(self, features: Tensor, k: int, recall: float | None, memory: int | str, beside: Beside) -> object:
+        return plan_of(features, k, recall, memory, beside)
 
     def nearest(self, features: Tensor, k: int, metric: Metric, **options: Any) -> tuple[Tensor, Tensor]:
         return knn(features, k, metric, **options)

@@ -2,7 +2,10 @@
 
 import warnings
 
+import torch
 from torch import Tensor
+
+from dm2_fast.operations.mapped import blocks, taken
 
 _ROWS = 1024  # looked at
 _SHARE = 0.9  # of the squared length of the rows, in one column
@@ -34,7 +37,8 @@ def warn_of_column(features: Tensor) -> None:
     if features.shape[1] < _LEAST_COLUMNS:
         return
     step = max(1, len(features) // _ROWS)
-    squared = features[::step].double().square()
+    some = taken(features, torch.arange(0, len(features), step, device=features.device))
+    squared = some.double().square()
     share = (squared / squared.sum(1, keepdim=True).clamp(min=1e-300)).mean(0)
     if float(share.max()) > _SHARE:
         warnings.warn(
@@ -48,7 +52,7 @@ def warn_of_column(features: Tensor) -> None:
 def warn_of_duplicates(distances: Tensor) -> None:
     """Warn if a hundredth of the rows or more have only neighbours at distance zero, with which mixing is in vain."""
     m, k = distances.shape
-    alone = int((distances[:, -1] == 0).sum()) if k else 0
+    alone = sum(int((distances[part, -1] == 0).sum()) for part in blocks(distances)) if k else 0
     if alone and 100 * alone >= m:
         warnings.warn(
             f"{alone} rows have {k} others at distance 0 (duplicates, or features that the model does not tell apart), "

@@ -53,7 +53,8 @@ def select(
             a temporary file that all of them map.
         group: A torch.distributed group; None for all processes.
         running: normalize, head, batch_size, backend, num_threads, prepare, autocast, multilabel, these_are_logits,
-            entries, num_workers, as in `dm2_fast.select`; so are all other arguments.
+            entries, num_workers, as in `dm2_fast.select`; so are all other arguments; and memory, which is that of each
+            process, as in `dm2_fast.distributed.knn`.
 
     Returns:
         As `dm2_fast.select`, in every process; neighbours, distances and mixture in that of rank 0 only.
@@ -93,8 +94,6 @@ def select_in_parts(
         finished: A folder for what each process has finished, read at the next start; None for nowhere.
     """
     strategy = strategies.get(strategy)
-    if whole.forward.memory is not None:
-        raise ValueError("memory is for one process: leave it out, since each process takes its part of the rows")
     group.agree(lambda: refuse(strategy, options))
     forward = replace(whole.forward, progress=whole.forward.progress and group.rank == 0)
     unit = max(group.gather_objects(group.agree(lambda: forward.unit)))

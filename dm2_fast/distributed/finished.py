@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from dm2_fast.operations.mapped import release
+
 
 class Finished:
     """Results of one part of a pool in a folder that all parts share.
@@ -39,6 +41,7 @@ class Finished:
         with partial.open("rb") as written:
             os.fsync(written.fileno())
         partial.replace(file)
+        release(*(result if isinstance(result, tuple) else (result,)))
 
     def _file(self, name: str, key: Hashable) -> Path:
         digest = hashlib.sha256(repr(key).encode()).hexdigest()[:8]

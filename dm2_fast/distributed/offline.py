@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dm2_fast.distributed.finished import Finished
 from dm2_fast.operations.knn import Metric
+from dm2_fast.operations.memory import Beside
 from dm2_fast.operations.neighbours import Neighbours
 from dm2_fast.share import Whole
 
@@ -47,6 +48,9 @@ class Shard:
         here = (numbers >= self.first) & (numbers < self.first + len(values))
         places = torch.where(here, numbers - self.first, len(values) + torch.searchsorted(remote, numbers))
         return torch.cat([values, self._features()[remote]]), places
+
+    def plan(self, features: Tensor, k: int, recall: float | None, memory: int | str, beside: Beside) -> NoReturn:
+        raise ValueError("a shard has the features of all others in memory: leave memory out")
 
     def nearest(self, features: Tensor, k: int, metric: Metric, **options: Any) -> tuple[Tensor, Tensor]:
         every = self._features()

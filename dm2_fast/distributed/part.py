@@ -10,8 +10,10 @@ from dm2_fast.distributed import ring
 from dm2_fast.distributed.finished import Finished
 from dm2_fast.distributed.group import Group
 from dm2_fast.operations.approximate import AuditedGraph, check_native
-from dm2_fast.operations.graph_in_parts import GraphInParts
+from dm2_fast.operations.graph_in_parts import GraphInParts, plan_of_processes
 from dm2_fast.operations.knn import Metric
+from dm2_fast.operations.mapped import blocks, is_mapped, mapped, taken
+from dm2_fast.operations.memory import Beside, GraphPlan
 
 T = TypeVar("T")
 
@@ -58,13 +60,16 @@ class Part:
         asked = self.group.exchange(
             remote.split(torch.bincount(self._owner(remote), minlength=self.group.size).tolist())
         )
-        answers = torch.cat(self.group.exchange([values[rows - self.first] for rows in asked]))
+        answers = torch.cat(self.group.exchange([taken(values, rows - self.first) for rows in asked]))
         places = len(values) + torch.searchsorted(remote, numbers)
         here = (numbers >= self.first) & (numbers < self.first + len(values))
-        return torch.cat([values, answers]), torch.where(here, numbers - self.first, places)
+        return _behind(values, answers), torch.where(here, numbers - self.first, places)
 
     def nearest(self, features: Tensor, k: int, metric: Metric, **options: Any) -> tuple[Tensor, Tensor]:
         return ring.knn(features, k, metric, group=self.group.group, **options)
+
+    def plan(self, features: Tensor, k: int, recall: float | None, memory: int | str, beside: Beside) -> object:
+        return plan_of_processes(features, self.counts, k, recall, memory, beside)
 
     def index(self, features: Tensor, k: int, metric: Metric, recall: float, **options: Any) -> AuditedGraph:
         check_native(features, options.pop("backend", "auto"))
@@ -72,7 +77,13 @@ class Part:
         def exact(k: int) -> tuple[Tensor, Tensor]:
             return self.nearest(features, k, metric, **options)
 
-        return GraphInParts(features, metric, recall, exact, self.group, **options)
+        of_graph = None
+        if "memory" in options:
+            like = features.new_empty(1, 1).expand(self.total, features.shape[1])
+            how = self.plan(like, k, recall, options["memory"], (0, 0))
+            of_graph = how if isinstance(how, GraphPlan) else None
+        rest = {name: value for name, value in options.items() if name != "memory"}
+        return GraphInParts(features, metric, recall, exact, self.group, plan=of_graph, **rest)
 
     def each(self, rows: Tensor, unit: int, run: Callable[[Tensor], Tensor]) -> Tensor:
         able = [rank for rank, count in enumerate(self.counts) if count]
@@ -94,6 +105,17 @@ class Part:
 
     def _owner(self, numbers: Tensor) -> Tensor:
         return torch.searchsorted(torch.tensor(self.bounds[1:], device=numbers.device), numbers, right=True)
+
+
+def _behind(values: Tensor, others: Tensor) -> Tensor:
+    """The others behind the values; in another mapped file where the values lie in one."""
+    if not is_mapped(values):
+        return torch.cat([values, others])
+    table = mapped((len(values) + len(others), values.shape[1]), values)
+    for part in blocks(values, table):
+        table[: len(values)][part] = values[part]
+    table[len(values) :] = others
+    return table
 
 
 TOGETHER = ("neighbours",)  # what the processes compute together, so that one cannot skip it alone

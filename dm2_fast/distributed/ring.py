@@ -18,10 +18,12 @@ from dm2_fast.operations import backends, cpp
 from dm2_fast.operations.approximate import check_native
 from dm2_fast.operations.arrays import as_floats
 from dm2_fast.operations.cuts import Cuts
-from dm2_fast.operations.graph_in_parts import GraphInParts
+from dm2_fast.operations.graph_in_parts import GraphInParts, plan_of_processes
 from dm2_fast.operations.knn import Metric, Rows, UnitRows, check_approximate, check_k, matrix, weights
+from dm2_fast.operations.mapped import release
+from dm2_fast.operations.memory import GraphPlan, trim
 from dm2_fast.operations.shards import PROBES, SAMPLE, SAMPLE_PER_PART, Shard, as_compared, prepared
-from dm2_fast.progress import tqdm
+from dm2_fast.progress import tqdm, write
 
 _MERGED = 2**16  # rows at a time
 
@@ -35,6 +37,7 @@ def knn(
     recall: float | None = None,
     unit_rows: bool = True,
     per_dimension: bool = True,
+    memory: int | str | None = None,
     backend: str = "auto",
     num_threads: int | None = None,
     progress: bool = False,
@@ -48,6 +51,10 @@ def knn(
         x: The rows of this process, (n, d), n >= 0, as in `dm2_fast.knn`, of one dtype everywhere. Rows are numbered
             through: first those of rank 0, then those of rank 1, and so on.
         group: A torch.distributed group; None for all processes.
+        memory: Bytes, or a text such as "4GB", that each process may take on a CPU beside what is in memory already,
+            and 300 MB; None for no limit. Its shard of the rows, with codes and neighbours, and what comes from others
+            are planned within it. Where it is too little, all processes say so before any work; with recall, the exact
+            search is planned only where it has to follow.
         k, metric, recall, unit_rows, per_dimension, backend, num_threads, progress: As in `dm2_fast.knn`.
 
     Returns:
@@ -59,25 +66,34 @@ def knn(
     """
     processes = Group(group)
     data = processes.agree(lambda: matrix(x, "x") if len(x) else as_floats(x, "x"))
-    described = [(data.dtype, *data.shape[1:], k, metric, recall, unit_rows, per_dimension)]
+    described = [(data.dtype, *data.shape[1:], k, metric, recall, unit_rows, per_dimension, memory)]
     every = processes.gather_objects((described, len(data)))
     if any(other != described for other, _ in every):
-        raise ValueError("all processes must pass the same k and metric, and rows of one dtype and width")
+        raise ValueError("all processes must pass the same k, metric and memory, and rows of one dtype and width")
     counts = [count for _, count in every]
     k = check_k(k, sum(counts) - 1, sum(counts))
     w1, w2 = weights(metric, data.shape[1], per_dimension)
     module = backends.resolve(backend, data, "knn")
+    how: Any = None
+    if memory is not None:
+        if module is not cpp:
+            raise ValueError("memory= is for the C++ backend on a CPU: leave it out, or move x to the CPU")
+        how = plan_of_processes(data.new_empty(1, 1).expand(sum(counts), data.shape[1]), counts, k, recall, memory)
+        if progress and processes.rank == 0:
+            write(str(how))
     if recall is not None:
         check_approximate(recall, unit_rows, per_dimension)
         check_native(data, backend)
         options: Any = {"num_threads": num_threads, "progress": progress}
-        exact = partial(knn, data, metric=metric, group=group, backend=backend, **options)
-        return GraphInParts(data, metric, recall, exact, processes, **options).graph(k)
+        exact = partial(knn, data, metric=metric, group=group, backend=backend, memory=memory, **options)
+        of_graph = how if isinstance(how, GraphPlan) else None
+        return GraphInParts(data, metric, recall, exact, processes, plan=of_graph, **options).graph(k)
     rows = processes.agree(lambda: UnitRows(data, "x", progress and processes.rank == 0, unit_rows))
     if any(processes.gather_objects(rows.scale.ndim == 2)) and rows.scale.ndim == 1:
         rows.scale = torch.stack((torch.ones_like(rows.scale), rows.scale), 1)
     threads: Any = backends.thread_options(module, num_threads)
-    ring = _Ring(processes, counts, k, w1, w2, threads, progress and processes.rank == 0)
+    most = None if how is None else how.rows
+    ring = _Ring(processes, counts, k, w1, w2, threads, progress and processes.rank == 0, most)
     first = ring.first[processes.rank]
     own = Shard(rows, torch.arange(first, first + len(rows), device=data.device))
     if module is not cpp:
@@ -88,15 +104,18 @@ def knn(
 
 class _Ring:
     def __init__(
-        self, group: Group, counts: list[int], k: int, w1: float, w2: float, threads: dict[str, Any], progress: bool
-    ) -> None:
+        self, group: Group, counts: list[int], k: int, w1: float, w2: float, threads: dict[str, Any], progress: bool,
+        most: int | None = None,
+    ) -> None:  # fmt: skip
         self.group, self.k, self.weights, self.threads, self.progress = group, k, (w1, w2), threads, progress
+        self.most = most  # rows of a shard, within a budget
         self.first = np.cumsum([0, *counts]).tolist()  # number of the first row of each process
 
     def neighbours(self, own: Shard, module: Any) -> tuple[Tensor, Tensor]:
         """By codes, on a CPU."""
         sample = self._sample(own)
         held = self._at_home(own, sample)
+        self._check_size(len(held.ids), own.rows.data)
         frame = self._frame(held, sample[:SAMPLE], module)
         self._go_round(held.begin(self.k), frame)
         return self._returned(held)
@@ -126,6 +145,19 @@ class _Ring:
         held.data = torch.cat(self.group.exchange([raw[rows] for rows in going])).view(data.dtype)
         held.scale = torch.cat(self.group.exchange([scale[rows] for rows in going]))
         return Shard(held, torch.cat(self.group.exchange([own.ids[rows] for rows in going])))
+
+    def _check_size(self, rows: int, data: Tensor) -> None:
+        """Raise in all processes where a shard is larger than planned; give back what was read of mapped rows."""
+        if self.most is None:
+            return
+        release(data)
+        trim()
+        largest = max(self.group.gather_objects(rows))
+        if largest > self.most:
+            raise ValueError(
+                f"{largest} rows lie so near together that one process has them all, and memory= allows for "
+                f"{self.most} of them: leave it out"
+            )
 
     def _frame(self, held: Shard, sample: Tensor, module: Any) -> Any:
         """The encoding, made by rank 0 for the k-th distances of a few rows among all rows."""

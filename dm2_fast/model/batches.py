@@ -12,6 +12,7 @@ from dm2_fast.model.head import model_device, model_dtype
 from dm2_fast.model.pools import are_integers, unmixable
 from dm2_fast.model.together import Batch, Together, take, to_model
 from dm2_fast.operations.arrays import ArrayLike
+from dm2_fast.operations.mapped import MappedRows
 from dm2_fast.operations.mix import Normalize, Recipe, mix
 
 
@@ -68,7 +69,7 @@ def make_batch(
         neighbours, lam = recipe.indices[places].cpu(), recipe.lam[places].cpu()
         weights = None if recipe.weights is None else recipe.weights[places].cpu()
     memory_format = torch.channels_last if channels_last else torch.preserve_format
-    with nullcontext() if isinstance(pool, (Tensor, np.ndarray)) else lock:
+    with nullcontext() if isinstance(pool, (Tensor, np.ndarray, MappedRows)) else lock:
         batch = mix(
             pool, neighbours, lam, weights=weights, rows=rows, memory_format=memory_format,
             out=out if out is not None and _takes(out, pool, size, channels_last) else None, **options,

@@ -11,7 +11,7 @@ from dm2_fast.model.head import check_logits, model_device, model_dtype
 from dm2_fast.model.preparation import Run
 from dm2_fast.model.together import Batch, Together
 from dm2_fast.operations.arrays import ArrayLike, as_tensor, name_rows
-from dm2_fast.operations.memory import release
+from dm2_fast.operations.mapped import release
 
 _CHECKED_ELEMENTS = 2**19  # at a time, so that looking for NaN takes no memory to speak of
 
@@ -67,7 +67,10 @@ def inputs_as_features(
     if features.dtype != model_dtype(model) or features.device != model_device(model):
         return None
     step = max(1, _CHECKED_ELEMENTS // features.shape[1])
-    features = features if rows is None else features[rows]
+    if rows is not None and memory is not None and len(rows) and bool((rows.diff() == 1).all()):
+        features = features[int(rows[0]) : int(rows[-1]) + 1]  # where they lie
+    elif rows is not None:
+        features = features[rows]
     for start in range(0, len(features), step):
         check_finite("features", features[start : start + step], start if rows is None else int(rows[start]))
         if memory is not None:

@@ -20,17 +20,17 @@ from dm2_fast.model.from_arrays import NoModel
 from dm2_fast.model.functions import FunctionModel
 from dm2_fast.model.graph import Graphed
 from dm2_fast.model.head import check_model, evaluating, find_head, inferring, model_device, on_gpu
-from dm2_fast.model.kept_features import KeptFeatures, Outputs
+from dm2_fast.model.kept_outputs import KeptOutputs, Outputs, joined
 from dm2_fast.model.limits import first_line, out_of_memory
 from dm2_fast.model.outputs import inputs_as_features, outputs
-from dm2_fast.model.pools import Pool, read, unmixable
+from dm2_fast.model.pools import Pool, read, sparing, unmixable
 from dm2_fast.model.preparation import Prepared, plain
 from dm2_fast.model.shared import Shared
 from dm2_fast.model.together import Batch, Together
 from dm2_fast.operations.arguments import one_of, shown, whole
 from dm2_fast.operations.arrays import ArrayLike, as_tensor
 from dm2_fast.operations.backends import MOST_THREADS, NAMES
-from dm2_fast.operations.memory import release
+from dm2_fast.operations.mapped import release, releasing
 from dm2_fast.operations.mix import Normalize, Recipe
 from dm2_fast.operations.multilabel import Over, check_over
 from dm2_fast.operations.probabilities import refuse_probabilities
@@ -38,6 +38,8 @@ from dm2_fast.operations.uncertainty import Uncertainty, uncertainty
 from dm2_fast.progress import tqdm
 
 Step = TypeVar("Step")
+
+_SCORED = 2**24  # logits at a time
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,11 @@ class ForwardPass:
             raise ValueError("normalize belongs to a pool of one array of images: normalize each input before, instead")
         return pool
 
+    @cached_property
+    def _mixed_from(self) -> ArrayLike | Together:
+        """The pool as it is read here and there."""
+        return self.pool if self.memory is None else sparing(self.pool)
+
     def over(self, inputs: Pool) -> "ForwardPass":
         """The same pass over other inputs, through the same prepared model."""
         return replace(self, inputs=inputs, rows=None)
@@ -135,12 +142,7 @@ class ForwardPass:
             own = inputs_as_features(self.model, self.pool, self.rows, self.memory)
             if own is not None:
                 return own, self.logits()
-        if self.memory is not None and len(self) > 0 and model_device(self.model).type == "cpu":
-            kept = KeptFeatures(len(self))
-            parts = self._run("features", None, features=True, each=kept.take)
-            return kept.features, self._logits_of(parts)
-        parts = self._run("features", None, features=True)
-        return torch.cat([features for features, _ in parts]), self._logits_of(parts)
+        return self._outputs("features", features=True)
 
     def logits(self) -> Tensor:
         """Return the logits (m, C).
@@ -148,7 +150,7 @@ class ForwardPass:
         Raises:
             ValueError, TypeError: the model does not return finite (n, C) logits.
         """
-        return self._logits_of(self._run("logits", None))
+        return self._outputs("logits")[1]
 
     def mixed_uncertainty(
         self, recipe: Recipe, kind: Uncertainty = "least-confidence", rows: Tensor | None = None
@@ -163,13 +165,22 @@ class ForwardPass:
         Raises:
             ValueError, TypeError: the model does not return finite (n, C) logits.
         """
-        return self.uncertainty(self._logits_of(self._run("mixed", recipe, rows=rows)), kind)
+        return self.uncertainty(self._outputs("mixed", recipe, rows=rows)[1], kind)
 
-    def _logits_of(self, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
-        logits = torch.cat([logits for _, logits in parts])
+    def _outputs(
+        self, name: str, recipe: Recipe | None = None, features: bool = False, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(features, logits) of what runs, in mapped files within a budget; the logits twice without features."""
+        m = len(self if rows is None else rows)
+        if self.memory is not None and m > 0 and model_device(self.model).type == "cpu":
+            kept = KeptOutputs(m, features)
+            self._run(name, recipe, features, rows, kept.take)
+            found, logits = kept.features, kept.logits
+        else:
+            found, logits = joined(self._run(name, recipe, features, rows), features)
         if self.multilabel is None and not self.these_are_logits:
             refuse_probabilities(logits, "the outputs of the model")
-        return logits
+        return found, logits
 
     def batches(
         self, name: str, size: int | None = None, rows: Tensor | None = None
@@ -192,7 +203,12 @@ class ForwardPass:
 
     def uncertainty(self, logits: Tensor, kind: Uncertainty) -> Tensor:
         """`uncertainty` with the backend and threads of this pass, of logits that were checked where they were made."""
-        return uncertainty(logits, kind, multilabel=self.multilabel, these_are_logits=True, **self.compute)
+        scores = []
+        for some in logits.split(max(1, _SCORED // logits.shape[1])):
+            scores.append(uncertainty(some, kind, multilabel=self.multilabel, these_are_logits=True, **self.compute))
+            if self.memory is not None:
+                release(logits)
+        return torch.cat(scores)
 
     def prepared(self) -> Prepared:
         """What runs in place of the model; its note says what was done, or why nothing was."""
@@ -216,7 +232,7 @@ class ForwardPass:
 
     @property
     def compute(self) -> dict[str, Any]:
-        """backend and num_threads, as the operations take them."""
+        """As the operations take it."""
         return {"backend": self.backend, "num_threads": self.num_threads}
 
     @property
@@ -251,6 +267,8 @@ class ForwardPass:
         size = limit = engine.rows or self.batch_size
         starts, shortage = range(0, m, size), ""
         ahead = self._ahead(engine, recipe, starts, rows)
+        read = [] if self.memory is None else [self.pool, *([recipe.indices, recipe.weights] if recipe else [])]
+        give_back = [releasing(x) for x in read]
 
         def run(start: int) -> Outputs:
             nonlocal limit, shortage
@@ -271,8 +289,8 @@ class ForwardPass:
                         if features and start == 0 and self.prepare == "auto":
                             self._shared.look_for_room(m, *found, self.memory)
                         parts.append((found[0].cpu(), found[1].cpu()) if self._shared.on_host else found)
-                        if self.memory is not None:
-                            release(self.pool, recipe and recipe.indices)
+                        for of_file in give_back:
+                            of_file()
                     except (RuntimeError, MemoryError) as error:
                         if count == 1 or not out_of_memory(error):
                             raise
@@ -289,10 +307,7 @@ class ForwardPass:
             with evaluating(self.model), nullcontext() if ahead is None else closing(ahead):
                 parts = [each(some) for some in self._bar(map(run, starts), name, len(starts))]
         if limit < size:
-            warnings.warn(
-                f"not enough memory for {size} rows at a time, now {limit}: {shortage}",
-                stacklevel=3,
-            )
+            warnings.warn(f"not enough memory for {size} rows at a time, now {limit}: {shortage}", stacklevel=4)
         return [part for some in parts for part in some]
 
     def _ahead(
@@ -307,8 +322,7 @@ class ForwardPass:
         return fed(partial(make, num_threads=workers, channels_last=engine.channels_last), starts, device)
 
     def _bar(self, steps: Iterable[Step], name: str, total: int) -> Iterable[Step]:
-        bar: Iterable[Step] = tqdm(steps, name, total, leave=False, disable=None if self.progress else True)
-        return bar
+        return tqdm(steps, name, total, leave=False, disable=None if self.progress else True)  # type: ignore[no-any-return]
 
     def _features(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
         """(features, logits) of a batch from the model as it is, whose head is found first."""
@@ -330,7 +344,8 @@ class ForwardPass:
         device: torch.device | None = None,
     ) -> Batch:
         """Size rows of the plain or mixed pool (or of some of its rows) from start on, see `make_batch`."""
+        pool = self.pool if recipe is None else self._mixed_from
         return make_batch(
-            self.model, self.pool, recipe, start, size, self._shared.lock, channels_last, some, out, device,
+            self.model, pool, recipe, start, size, self._shared.lock, channels_last, some, out, device,
             normalize=self.normalize, backend=self.backend, num_threads=num_threads,
         )  # fmt: skip

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from dm2_fast.model.dataset_pool import MEMORY, DatasetPool
 from dm2_fast.model.together import Together
 from dm2_fast.operations.arguments import shown
-from dm2_fast.operations.arrays import ArrayLike, lengthened
+from dm2_fast.operations.arrays import ArrayLike, as_tensor, lengthened
+from dm2_fast.operations.mapped import MappedRows, is_mapped
 
 Pool: TypeAlias = ArrayLike | Together | DatasetPool
 
@@ -78,6 +79,14 @@ def open_pool(
 def read(pool: Pool) -> ArrayLike | Together:
     """The samples of a pool, those of a Dataset read if they are not yet."""
     return pool.read() if isinstance(pool, DatasetPool) else pool
+
+
+def sparing(pool: ArrayLike | Together) -> ArrayLike | Together:
+    """The same pool; of a mapped file, few pages are in memory while rows from all over it are read."""
+    if not isinstance(pool, (Tensor, np.ndarray)):
+        return pool
+    rows = as_tensor(pool, "pool")
+    return MappedRows(rows) if is_mapped(rows) and rows[0].is_contiguous() else pool
 
 
 def unmixable(pool: ArrayLike | Together) -> str | None:

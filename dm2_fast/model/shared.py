@@ -47,7 +47,7 @@ class Shared:
                 warnings.warn(
                     "features stay in the memory of the host, where their neighbours are searched: on "
                     f"{features.device} they need {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free",
-                    stacklevel=5,
+                    stacklevel=6,
                 )
             self.on_host |= needed > free
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dm2_fast.operations.arguments import shown
+from dm2_fast.operations.mapped import MappedRows
 
 
 class ArrayLike(Protocol):
@@ -198,6 +199,8 @@ def gather(inputs: ArrayLike, rows: Tensor, name: str) -> tuple[Tensor, Tensor]:
     if isinstance(inputs, (Tensor, np.ndarray)):
         return as_tensor(inputs, name), rows
     distinct, where = torch.unique(rows, return_inverse=True)
+    if isinstance(inputs, MappedRows):
+        return inputs[distinct], where
     return as_tensor(np.asarray(inputs[distinct.cpu().numpy()]), name), where
 
 

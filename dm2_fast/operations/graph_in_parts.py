@@ -16,15 +16,14 @@ from torch import Tensor
 
 from dm2_fast.operations import cpp
 from dm2_fast.operations.approximate import AuditedGraph, check_native, may_pay, slots
-from dm2_fast.operations.in_parts import mapped, within
+from dm2_fast.operations.in_parts import within
 from dm2_fast.operations.knn import Metric, UnitRows, check_k, knn, weights
-from dm2_fast.operations.memory import GraphPlan, Plan, graph_plan, plan, release, releasing, trim
+from dm2_fast.operations.mapped import MappedRows, mapped, release, releasing
+from dm2_fast.operations.memory import Beside, GraphPlan, Plan, RingPlan, graph_plan, plan, ring_plan, trim
 from dm2_fast.operations.processes import Alone, Processes
 from dm2_fast.operations.shards import as_compared
 from dm2_fast.progress import write
 from dm2_fast.threads import threads_of_torch
-
-_AROUND = 2**16  # bytes of a file that the system maps where one of them is read
 
 
 class GraphInParts(AuditedGraph):
@@ -60,6 +59,7 @@ class GraphInParts(AuditedGraph):
         self._first: list[int] = np.cumsum([0, *counts]).tolist()
         self._give_back = (lambda: None) if plan is None else releasing(data)
         self._rows = self._scaled(data)
+        self._sparing = None if plan is None else MappedRows(self._rows.data, plan.block)
         self._order = self._edges = torch.empty(0, dtype=torch.int64)
         self._graph: Any = None
 
@@ -112,14 +112,7 @@ class GraphInParts(AuditedGraph):
 
     def _taken(self, rows: Tensor) -> Tensor:
         """Copies of some of the rows here; of files, few pages are in memory at a time."""
-        if self._plan is None:
-            return self._rows.data[rows]
-        taken = self._rows.data.new_empty(len(rows), self._rows.data.shape[1])
-        step = max(64, self._plan.block // _AROUND)
-        for part, copies in zip(rows.split(step), taken.split(step), strict=True):
-            copies.copy_(self._rows.data[part])
-            self._give_back()
-        return taken
+        return self._rows.data[rows] if self._sparing is None else self._sparing[rows]
 
     def _everywhere(self, numbers: Tensor) -> UnitRows:
         """Rows of any process that all of them name alike."""
@@ -258,7 +251,10 @@ class GraphInParts(AuditedGraph):
         shape, like = (len(self._rows), k), torch.empty(0, dtype=self._rows.scale.dtype)
         distances, indices = self._room(shape, like), self._room(shape, self._order[:0])
         first, last = self._own_places()
-        step = 2**15 if self._plan is None else 2**13  # of files, as many pages are in memory, or more
+        step = 2**15
+        if self._plan is not None:  # each row and those of its list are there four times, while they are fetched
+            row = self._rows.data.shape[1] * self._rows.data.element_size()
+            step = max(64, min(2**13, self._plan.block // (4 * (1 + self._slots) * row)))
         blocks = max(self._processes.gather_objects(-(-(last - first) // step)))
         for block in range(blocks):
             start, stop = (min(last, first + step * i) for i in (block, block + 1))
@@ -282,16 +278,28 @@ class GraphInParts(AuditedGraph):
 
     def _short(self, distances: Tensor) -> Tensor:
         """Rows that met fewer than k others."""
-        few = [part[:, -1].isinf() for part in distances.split(2**20)]
-        self._release(distances)
+        few = []
+        for part in distances.split(2**20):
+            few.append(part[:, -1].isinf())
+            self._release(distances)
         return torch.cat([*few, torch.empty(0, dtype=torch.bool)])
 
 
-def plan_of(x: Tensor, k: int, recall: float | None, memory: int | str) -> Plan | GraphPlan:
-    """How `dm2_fast.knn` keeps within a memory; a ValueError if it cannot."""
+def plan_of(x: Tensor, k: int, recall: float | None, memory: int | str, beside: Beside = (0, 0)) -> Plan | GraphPlan:
+    """How `dm2_fast.knn` keeps within a memory, beside what something else takes of it; a ValueError if it cannot."""
     if recall is not None and may_pay(len(x), k):
-        return graph_plan(x, k, slots(k), memory)
-    return plan(x, k, memory, threads_of_torch())
+        return graph_plan(x, k, slots(k), memory, beside)
+    return plan(x, k, memory, threads_of_torch(), beside)
+
+
+def plan_of_processes(
+    x: Tensor, counts: Sequence[int], k: int, recall: float | None, memory: int | str, beside: Beside = (0, 0)
+) -> RingPlan | GraphPlan:
+    """How each of several processes keeps within a memory; x: like all rows, of which each has some."""
+    if recall is None or not may_pay(len(x), k):
+        return ring_plan(x, max(counts), len(counts), k, memory, beside)
+    share = max(*counts, -(-len(x) // len(counts)))
+    return graph_plan(x, k, slots(k), memory, beside, None if len(counts) == 1 else share)
 
 
 def graph_within(

@@ -13,7 +13,8 @@ from torch import Tensor
 from dm2_fast.operations import backends, cpp
 from dm2_fast.operations.cuts import Cuts
 from dm2_fast.operations.knn import UnitRows, check_k
-from dm2_fast.operations.memory import Plan, plan, release, trim
+from dm2_fast.operations.mapped import mapped, release, taken
+from dm2_fast.operations.memory import Plan, plan, trim
 from dm2_fast.operations.shards import PROBES, SAMPLE, SAMPLE_PER_PART, Shard, as_compared, prepared
 from dm2_fast.progress import tqdm, write
 from dm2_fast.threads import threads_of_torch
@@ -143,7 +144,7 @@ class _Parts:
         """Write each row to its part, and make the codes' grids for a sample."""
         rng, m = np.random.default_rng(0), len(self.data)
         some = rng.integers(0, m, max(SAMPLE, SAMPLE_PER_PART * self.plan.parts))
-        sample = UnitRows(self.data[torch.from_numpy(some)], "x", unit=self.unit)
+        sample = UnitRows(taken(self.data, torch.from_numpy(some)), "x", unit=self.unit)
         compared = as_compared(sample, torch.arange(len(some)))
         probes = Shard(UnitRows(compared[:PROBES], "x", unit=False), torch.full((PROBES,), -1)).begin(self.k + 1)
         cuts = Cuts(compared.float(), self.plan.parts)
@@ -238,10 +239,3 @@ class _Parts:
                 release(distances)
                 release(indices)
         return distances, indices
-
-
-def mapped(shape: tuple[int, int], like: Tensor) -> Tensor:
-    """Room in a file without a name, which is gone when nobody uses it."""
-    with tempfile.TemporaryFile() as file:
-        file.truncate(shape[0] * shape[1] * like.element_size())
-        return torch.from_numpy(np.memmap(file, like.numpy().dtype, "r+", shape=shape))

@@ -1,25 +1,21 @@
 """How much memory a search of neighbours takes, and how it keeps within less (`dm2_fast.knn(memory=...)`)."""
 
 import ctypes
-import mmap
 import re
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dm2_fast.operations.arguments import shown
+from dm2_fast.operations.mapped import is_mapped
 
 MOST_PARTS = 64  # of the rows, in files; as many are open at once
-_GRAPH_BLOCK = 2**27  # bytes of rows of an approximate graph, and of what is computed of them, at a time
+_LEAST_BLOCK, _GRAPH_BLOCK = 2**25, 2**27  # bytes of rows of an approximate graph, and of what is computed, at a time
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+Beside: TypeAlias = tuple[int, int]
 _UNEVEN = 1.2  # a part has at most so many times its share of the rows
 _MILLION_MINUTES = 2.1  # of one core for a million rows of 128 features: benches/approximate.py
 
@@ -70,29 +66,80 @@ class Plan:
         )
 
 
-def plan(x: Tensor, k: int, memory: int | str, threads: int) -> Plan:
+def plan(x: Tensor, k: int, memory: int | str, threads: int, beside: Beside = (0, 0)) -> Plan:
     """Plan the search of the k nearest rows of each row of x, which is not counted where it is in memory already.
+
+    Args:
+        beside: Bytes of the memory that something else takes meanwhile, and afterwards.
 
     Raises:
         ValueError: memory is too little; the message names the least that suffices.
     """
     m, d = x.shape
     budget, estimate = as_bytes(memory), minutes(m, d, threads)
-    number = 8 if x.dtype == torch.float64 else 4
-    # Codes of 32 bytes and of up to 1.5 d more, their errors and order, numbers, thresholds; the best k.
-    search, row = 120 + 3 * d // 2 + number * 3, d * x.element_size()
-    lists = k * (number + 8)
-    whole = m * (search + lists + (row if is_mapped(x) else 0))
+    search, row, lists = _searched(x, k)
+    whole = max(m * (search + lists + (row if is_mapped(x) else 0)) + beside[0], beside[1])
     if whole <= budget:
         return Plan(budget, 1, m, whole, 0, estimate)
     on_disk = m * (search + row + 2 * lists)
     for parts in range(2, MOST_PARTS + 1):
         rows = min(m, int(_UNEVEN * m / parts) + 1)
-        needed = 2 * rows * (search + row + lists)
+        needed = max(2 * rows * (search + row + lists) + beside[0], beside[1])
         if needed <= budget:
             return Plan(budget, parts, rows, needed, on_disk, 1.3 * estimate)
-    least = -(-needed // 10**6)
-    raise ValueError(f"memory must be at least {least}MB for the {k} nearest of {m} rows of {d} features, got {memory}")
+    raise _too_little(needed, f"the {k} nearest of {m} rows of {d} features", memory)
+
+
+def _searched(x: Tensor, k: int) -> tuple[int, int, int]:
+    """Bytes of a row in the exact search: what it is found by, its features, and its neighbours."""
+    d, number = x.shape[1], 8 if x.dtype == torch.float64 else 4
+    # Codes of 32 bytes and of up to 1.5 d more, their errors and order, numbers, thresholds.
+    return 120 + 3 * d // 2 + number * 3, d * x.element_size(), k * (number + 8)
+
+
+def _too_little(needed: int, what: str, memory: int | str) -> ValueError:
+    return ValueError(f"memory must be at least {-(-needed // 10**6)}MB for {what}, got {memory}")
+
+
+@dataclass(frozen=True)
+class RingPlan:
+    """How the neighbours of rows that several processes have are found within a budget of each of them.
+
+    Attributes:
+        memory: The budget in bytes.
+        rows: The most rows of a shard, of which three are in memory: that of the process, the one that it meets, and
+            the one that comes.
+        needed: Bytes that this takes.
+    """
+
+    memory: int
+    rows: int
+    needed: int
+
+    def __str__(self) -> str:
+        return (
+            f"neighbours within {self.memory / 1e9:.2f} GB in each process: three shards of at most {self.rows} rows, "
+            f"{self.needed / 1e9:.2f} GB of memory"
+        )
+
+
+def ring_plan(x: Tensor, own: int, processes: int, k: int, memory: int | str, beside: Beside = (0, 0)) -> RingPlan:
+    """Plan the search of the k nearest rows of each row of x, which several processes have.
+
+    Args:
+        own: The most rows that one of them has.
+        beside: As in `plan`.
+
+    Raises:
+        ValueError: memory is too little; the message names the least that suffices.
+    """
+    m, d = x.shape
+    rows = min(m, max(own, int(_UNEVEN * m / processes) + 1))
+    search, row, lists = _searched(x, k)
+    needed = max(rows * (3 * (search + row + lists) + row) + beside[0], beside[1])
+    if needed > as_bytes(memory):
+        raise _too_little(needed, f"the {k} nearest of {m} rows of {d} features in {processes} processes", memory)
+    return RingPlan(as_bytes(memory), rows, needed)
 
 
 @dataclass(frozen=True)
@@ -118,8 +165,14 @@ class GraphPlan:
         )
 
 
-def graph_plan(x: Tensor, k: int, slots: int, memory: int | str) -> GraphPlan:
+def graph_plan(
+    x: Tensor, k: int, slots: int, memory: int | str, beside: Beside = (0, 0), own: int | None = None
+) -> GraphPlan:
     """Plan an approximate graph of the rows of x, with so many rows in a list, from blocks of rows that are read.
+
+    Args:
+        beside: As in `plan`.
+        own: The most rows that one of several processes has; None for one process, which has all.
 
     Raises:
         ValueError: memory is too little; the message names the least that suffices.
@@ -128,58 +181,23 @@ def graph_plan(x: Tensor, k: int, slots: int, memory: int | str) -> GraphPlan:
     number, code = (8 if x.dtype == torch.float64 else 4), 32 + -(-d // 32) * 32
     # Codes, places twice, ids, scales; while cells are made, codes and places again, and later the lists, with places
     # and holders of all entries at a join.
-    row = code + 3 * 8 + 2 * number + max(code + 28, (8 + 4 + 4) * slots + 13)
+    held = m * (code + 3 * 8 + 2 * number) + beside[0]
+    if own is None:
+        held += m * max(code + 28, (8 + 4 + 4) * slots + 13)
+    else:  # codes and places of entries come from all, and what the lists say of others' rows is sorted and sent
+        held += max(m * (code + 28) + own * code, m * (3 * 4 * slots + 13) + own * slots * (2 * 8 + 6 * 16))
     budget = as_bytes(memory)
-    block = min(_GRAPH_BLOCK, budget // 8)
-    needed = m * row + 2 * block
-    if needed > budget:
-        least = -(-min(m * row * 4 // 3 + 8, m * row + 2 * _GRAPH_BLOCK) // 10**6)
-        raise ValueError(
-            f"memory must be at least {least}MB for approximate neighbours of {m} rows of {d} features, got {memory}; "
-            "exact ones, without recall, take less"
-        )
-    return GraphPlan(budget, block, needed, m * k * (number + 8))
-
-
-def is_mapped(x: Tensor) -> bool:
-    """Whether x lies in a file that is mapped and shared, so that it takes memory only while it is read."""
-    return _mapping(x) is not None
-
-
-def release(*read: object) -> None:
-    """Give back the memory of what was read of tensors and arrays that lie in mapped files; the files are read again
-    when it is needed. Anything else is left alone."""
-    for x in read:
-        if isinstance(x, (Tensor, np.ndarray)):
-            releasing(x)()
-
-
-def releasing(x: Tensor | NDArray[Any]) -> Callable[[], object]:
-    """What does `release(x)` again and again, while there is x."""
-    mapping = _mapping(x)
-    if mapping is None or not hasattr(mmap, "MADV_DONTNEED"):
-        return lambda: None
-    first, last = mapping
-    call = ctypes.CDLL(None).madvise
-    return partial(call, ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
+    block = min(_GRAPH_BLOCK, (budget - held) // 2)
+    needed = max(held + 2 * block, beside[1])
+    if block < min(_LEAST_BLOCK, budget // 8) or needed > budget:
+        least = -(-max(min(held * 4 // 3 + 8, held + 2 * _LEAST_BLOCK), beside[1]) // 10**6)
+        where, less = ("", "; exact ones, without recall, take less") if own is None else (" in each process", "")
+        what = f"approximate neighbours of {m} rows of {d} features"
+        raise ValueError(f"memory must be at least {least}MB{where} for {what}, got {memory}{less}")
+    return GraphPlan(budget, block, needed, (m if own is None else own) * k * (number + 8))
 
 
 def trim() -> None:
     """Give freed memory back to the system, where the C library is one that would keep it (glibc)."""
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
         library.malloc_trim(ctypes.c_size_t(0))
-
-
-def _mapping(x: Tensor | NDArray[Any]) -> tuple[int, int] | None:
-    """The addresses of the shared file mapping that x lies in, on Linux; None for memory of any other kind."""
-    maps = Path("/proc/self/maps")
-    if not maps.exists() or (isinstance(x, Tensor) and x.device.type != "cpu"):
-        return None
-    at = x.data_ptr() if isinstance(x, Tensor) else x.ctypes.data
-    for line in maps.read_text().splitlines():
-        addresses, _, rest = line.partition(" ")
-        first, last = (int(end, 16) for end in addresses.split("-"))
-        if first <= at < last:
-            access, _, _, inode, *_ = rest.split()
-            return (first, last) if access.endswith("s") and inode != "0" else None
-    return None

@@ -23,6 +23,7 @@ from dm2_fast.operations.arrays import (
     lengthened,
     name_rows,
 )
+from dm2_fast.operations.mapped import blocks, room_like
 
 Mix: TypeAlias = Literal["mean", "random", "weighted"]
 _FORMATS = (torch.preserve_format, torch.channels_last)
@@ -79,11 +80,13 @@ def recipe(
     weights: Tensor | None = None
     if mix == "random" and k > 0:
         drawn = torch.from_numpy((draws.uniform(seed, round, ids, "neighbour") * k).astype(np.int64)).to(device)
-        indices = indices.gather(1, drawn[:, None])
+        indices = torch.cat([indices[part].gather(1, drawn[part, None]) for part in blocks(indices)])
     elif mix == "weighted":
-        zero = distances == 0
-        closeness = torch.where(zero.any(1, keepdim=True), zero.to(torch.float64), 1 / distances.double())
-        weights = closeness / closeness.sum(1, keepdim=True)
+        weights = room_like(distances, torch.float64)
+        for part in blocks(distances, weights):
+            zero = distances[part] == 0
+            closeness = torch.where(zero.any(1, keepdim=True), zero.to(torch.float64), 1 / distances[part].double())
+            weights[part] = closeness / closeness.sum(1, keepdim=True)
     if lam == "beta":
         with extras.needed("strategies", "lam='beta'"):
             from scipy.special import betaincinv

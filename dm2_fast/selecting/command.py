@@ -24,8 +24,7 @@ from dm2_fast.experiment.folder.sheet import draw_chosen, short
 from dm2_fast.experiment.machine import reproducible, usable_device
 from dm2_fast.model.passes import ForwardPass
 from dm2_fast.model.pools import are_integers
-from dm2_fast.operations.arrays import ArrayLike, as_tensor
-from dm2_fast.operations.graph_in_parts import plan_of
+from dm2_fast.operations.arrays import ArrayLike
 from dm2_fast.operations.mix import Normalize
 from dm2_fast.operations.processes import Alone
 from dm2_fast.round import Picked, Round
@@ -45,7 +44,6 @@ from dm2_fast.selecting.samples import (
     searched,
 )
 from dm2_fast.selecting.trained_run import model_of_run
-from dm2_fast.strategies.dm2 import DM2Config
 from dm2_fast.words import count
 
 _BATCH_BYTES = 2**22  # of features: what a linear head does with fewer costs less than starting it
@@ -119,11 +117,6 @@ def _select(
                 f"{config.strategy} on {config.pool or config.features}, {len(array)} rows of {array.shape[1:]} "
                 f"{array.dtype}, {len(labelled)} of them labelled, {device}"
             )
-        if config.memory is not None and config.features is not None and isinstance(config.options, DM2Config):
-            features, k = as_tensor(asked.samples, "features"), min(config.options.k, len(unlabelled) - 1)
-            told = str(plan_of(features, max(k, 1), config.options.recall, config.memory))
-            if echo:
-                echo(told)
         with plugins.naming(config.model, f"samples of shape {array.shape[1:]}{_layout_hint(config, array)}"):
             how: tuple[int, str, Any] = config.budget, config.strategy, config.options
             if config.shard is not None:
@@ -248,16 +241,17 @@ def _ask(
         kind: dict[str, Any] = {"multilabel": config.multilabel, "these_are_logits": config.these_are_logits}
         return Round.from_arrays(x, **given, **keys, **kind, progress=True)
     pool: ArrayLike
+    sparing = config.memory is not None
     if config.features is not None:
         pool = (
-            PoolRows("features", array, unlabelled, searched(array))
+            PoolRows("features", array, unlabelled, searched(array), sparing)
             if in_parts
             else contiguous(array, unlabelled, scratch)
         )
         model: nn.Module = read_head(Path(str(config.head)), array)
         normalize, head, batch_size = None, None, max(1, _BATCH_BYTES // (searched(array).itemsize * array.shape[1]))
     else:
-        pool, head, batch_size = PoolRows("pool", array, unlabelled), config.head, 256
+        pool, head, batch_size = PoolRows("pool", array, unlabelled, sparing=sparing), config.head, 256
         if config.run is not None:
             model, normalize = model_of_run(config.run, array.shape[1:])
         else:

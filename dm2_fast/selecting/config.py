@@ -55,8 +55,9 @@ class SelectConfig:
         threads: CPU threads; null leaves them as they are.
         prepare: auto = the network is prepared for inference, and runs as a CUDA graph on a GPU; or off = it runs as it
             is.
-        memory: What exact neighbours may take beside what is in memory already, as in 4GB; what needs more goes to
-            files beside the output, which are gone at the end. The plan is printed first. null for no limit.
+        memory: What dm2 may take beside the program itself and its batches, as in 4GB, in each process; what needs more
+            goes to files beside the output, which are gone at the end. The plan is printed first. For other strategies,
+            features and outputs lie in files too; what they make of them is not counted. null for no limit.
         output: Folder to write, which must be new; null for one below selections/ that is named after pool, strategy,
             seed and round.
         shard: i/N does part i of N of the work, without a network, into a folder beside the output; give the command
@@ -138,8 +139,12 @@ class SelectConfig:
                 whole(name, getattr(self, name), 1)
         if self.memory is not None:
             as_bytes(self.memory)
+            if self.logits is not None or self.probabilities is not None:
+                raise ValueError("leave out --memory: with --logits or --probabilities, all features are in memory")
         if self.shard is not None:
             shard_of(self.shard)
+            if self.memory is not None:
+                raise ValueError("leave out --memory: a shard has the features of all others in memory")
         if self.layout not in ("nchw", "nhwc"):
             raise ValueError(f"layout must be one of nchw, nhwc, got {self.layout!r}")
 

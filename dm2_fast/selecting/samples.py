@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dm2_fast.model.limits import first_line
 from dm2_fast.model.linear_head import linear_head
 from dm2_fast.operations.arrays import name_rows
-from dm2_fast.operations.memory import release
+from dm2_fast.operations.mapped import Sparing, release
 from dm2_fast.progress import tqdm
 from dm2_fast.selecting.names import RowNames, remedy
 
@@ -69,12 +69,19 @@ class PoolRows:
         array: (m, ...), a np.memmap, say.
         rows: Which rows, and in which order, (n,) int64.
         dtype: What they become; None for that of the array.
+        sparing: Whether what was read of a mapped file is given back.
     """
 
     def __init__(
-        self, name: str, array: NDArray[Any], rows: NDArray[np.int64], dtype: np.dtype[Any] | None = None
+        self,
+        name: str,
+        array: NDArray[Any],
+        rows: NDArray[np.int64],
+        dtype: np.dtype[Any] | None = None,
+        sparing: bool = False,
     ) -> None:
         self.name, self.array, self.rows = name, array, rows
+        self._sparing = Sparing(array) if sparing else None
         self.shape = (len(rows), *array.shape[1:])
         self.dtype = dtype or array.dtype.newbyteorder("=")
 
@@ -84,7 +91,12 @@ class PoolRows:
     def __getitem__(self, places: Any) -> NDArray[Any]:
         rows = self.rows[places]
         check_whole(self.name, self.array)
-        values = np.ascontiguousarray(self.array[rows], self.dtype)
+        if self._sparing is None:
+            values = np.ascontiguousarray(self.array[rows], self.dtype)
+        else:
+            values = np.empty((len(rows), *self.shape[1:]), self.dtype)
+            for part in self._sparing.steps(rows):
+                values[part] = self.array[rows[part]]
         if values.dtype.kind == "f":
             finite = np.isfinite(values).reshape(len(values), -1).all(1)
             if not finite.all():

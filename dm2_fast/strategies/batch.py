@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dm2_fast import draws
 from dm2_fast.operations.arguments import one_of
+from dm2_fast.operations.mapped import taken
 from dm2_fast.operations.uncertainty import Uncertainty
 from dm2_fast.round import Picked, Round, check_budget
 from dm2_fast.strategies.clusters import nearest_to_centres
@@ -53,7 +54,8 @@ def clustered(round: Round, scores: Tensor, budget: int, offset: int = 0) -> Ten
     seed = int(draws.generator(round.seed, round.round, "clusters").integers(2**32))
     threads = round.forward.compute["num_threads"]
     table, places = round.share.table(features, ordered)
-    picks = nearest_to_centres(table[places], budget, seed, weights=weights, num_threads=threads).to(ordered.device)
+    rows = taken(table, places)
+    picks = nearest_to_centres(rows, budget, seed, weights=weights, num_threads=threads).to(ordered.device)
     rest = torch.ones(len(ordered), dtype=torch.bool, device=ordered.device)
     rest[picks] = False
     fill = torch.nonzero(rest)[: budget - len(picks), 0]

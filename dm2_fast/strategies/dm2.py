@@ -11,18 +11,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dm2_fast.model.batches import check_mixable
+from dm2_fast.model.head import model_device
 from dm2_fast.operations.approximate import AuditedGraph
 from dm2_fast.operations.arguments import number, one_of, whole
 from dm2_fast.operations.audit import Audit
 from dm2_fast.operations.knn import Metric, weights
-from dm2_fast.operations.memory import minutes, release
+from dm2_fast.operations.mapped import MappedRows, mapped
+from dm2_fast.operations.memory import as_bytes, minutes
 from dm2_fast.operations.mix import Mix, Recipe, check_mix, recipe
 from dm2_fast.operations.uncertainty import Uncertainty
+from dm2_fast.progress import write
 from dm2_fast.round import Picked, Round, check_budget, highest
 from dm2_fast.strategies.batch import FACTOR, Batch, apart, check_batch, choose_batch
 from dm2_fast.strategy import FEATURES, Pass, Strategy
 from dm2_fast.traps import warn_of_column, warn_of_duplicates
 
+_BESIDE = 24  # bytes of a row that are in memory while neighbours are searched: its number and its ids
+_CHOSEN = 128  # and afterwards: its weight in mixtures, scores, and their order, too
 _EXACT = 5  # budgets of rows whose neighbours are searched exactly after an approximate graph
 
 
@@ -93,16 +98,18 @@ def choose(round: Round, budget: int, options: DM2Config) -> Picked:
     else:
         round.check_model()
         check_mixable(round.samples)
+    k = min(options.k, m - 1)
+    if (how := _planned(round, options)) is not None and forward.progress:
+        write(str(how))
     features = round.features
     warn_of_column(features)
-    k = min(options.k, m - 1)
     if k < options.k:
         warnings.warn(f"k={options.k} is clamped to {k}: the pool has {m} row{'s' * (m > 1)}", stacklevel=4)
     with round.stage("neighbours"):
         n, index, audit = len(round), None, None
         searching = {"progress": forward.progress, **forward.compute}
         if forward.memory is not None and features.device.type == "cpu":
-            searching["memory"] = forward.memory
+            searching["memory"] = as_bytes(forward.memory) - _BESIDE * m
         distances, neighbours = torch.empty(n, 0), torch.empty(n, 0, dtype=torch.int64)
         if k and options.recall is None:
             _tell_of_recall(features, m)
@@ -119,8 +126,6 @@ def choose(round: Round, budget: int, options: DM2Config) -> Picked:
             audit = Audit(**found)
 
     warn_of_duplicates(distances)
-    if forward.memory is not None:
-        release(distances)
 
     def mixture_of(distances: Tensor, neighbours: Tensor, ids: NDArray[np.int64]) -> Recipe:
         return recipe(
@@ -145,7 +150,8 @@ def choose(round: Round, budget: int, options: DM2Config) -> Picked:
             again = round.share.each(rows, _unit(round, options), anew)
             own = (rows >= round.share.first) & (rows < round.share.first + n)
             here, scores = rows[own] - round.share.first, scores.clone()
-            distances[here], neighbours[here], scores[here] = exact[0][own], exact[1][own], again[own]
+            MappedRows(distances)[here], MappedRows(neighbours)[here] = exact[0][own], exact[1][own]
+            scores[here] = again[own]
             mixture = mixture_of(distances, neighbours, round.ids)
     with round.stage("choose"):
         if options.batch == "spread":
@@ -153,6 +159,29 @@ def choose(round: Round, budget: int, options: DM2Config) -> Picked:
         else:
             indices = choose_batch(round, scores, budget, options.batch, options.offset)
     return Picked(indices, scores, neighbours, distances, mixture, audit)
+
+
+def _planned(round: Round, options: DM2Config) -> object:
+    """How the choice keeps within the memory of the round; None where there is no limit, and on a GPU. The model runs
+    on two rows, to see what features it has.
+
+    Raises:
+        ValueError: memory is too little; the message names the least that suffices.
+    """
+    m, forward = round.share.total, round.forward
+    if forward.memory is None or model_device(forward.model).type != "cpu":
+        return None
+    features = replace(
+        forward, rows=torch.arange(min(2, m)), memory=None, progress=False, these_are_logits=True
+    ).features_and_logits()[0]
+    like = mapped((m, features.shape[1]), features)
+    k, number = max(1, min(options.k, m - 1)), 8 if features.dtype == torch.float64 else 4
+    chosen = m * _CHOSEN
+    if len(round) < m:  # neighbours, distances and mixture of all rows are put together
+        chosen += m * k * (8 + number + 8 + 8 * (options.mix == "weighted") + 8)
+        if _of_features(round, options):  # what a process mixes may come from everywhere
+            chosen += 3 * m * features.shape[1] * features.element_size()
+    return round.share.plan(like, k, options.recall, forward.memory, (m * _BESIDE, chosen))
 
 
 def _graph(index: AuditedGraph, k: int) -> tuple[Tensor, Tensor, dict[str, Any]]:

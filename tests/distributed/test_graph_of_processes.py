@@ -70,6 +70,26 @@ def test_more_steps_threads_and_the_exact_search_after_all(in_processes: Call) -
     _check(in_processes, noise, [1000, 500, 1500], "exact", recall=0.99)
 
 
+def _within(group: Any, x: Tensor, memory: str) -> tuple[Tensor, Tensor] | str:
+    _small()
+    try:
+        return ring.knn(x, 10, recall=0.9, group=group, memory=memory)
+    except ValueError as error:
+        return str(error)
+
+
+def test_a_budget_of_each_process(in_processes: Call) -> None:
+    x = clusters(M, seed=M)
+    little = in_processes(_within, [(part, "1MB") for part in x.split([100, 1900, 1000])])
+    assert len(set(little)) == 1
+    assert "in each process for approximate neighbours of 3000 rows" in little[0]
+    least = little[0].split("at least ")[1].split("MB")[0]
+    found = in_processes(_within, [(part, f"{least}MB") for part in x.split([100, 1900, 1000])])
+    distances, indices = Neighbours(x, recall=0.9).graph(10)
+    assert torch.equal(torch.cat([one[1] for one in found]), indices)
+    assert torch.equal(torch.cat([one[0] for one in found]), distances)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_any_floating_point(in_processes: Call, dtype: torch.dtype) -> None:
     _check(in_processes, clusters(M, seed=M).to(dtype), [1200, 1800])

@@ -107,3 +107,36 @@ def test_cuts_are_even_and_keep_near_rows_together() -> None:
     _, indices = dm2_fast.knn(x, 5)
     assert (part[indices] == part[:, None]).double().mean() > 0.7
     assert Cuts(torch.ones(5, 3), 4).part_of(torch.ones(7, 3)).tolist() == [0] * 7
+
+
+def _within(group: Any, x: Tensor, k: int, memory: int | str) -> tuple[Tensor, Tensor] | str:
+    try:
+        return ring.knn(x, k, group=group, memory=memory)
+    except ValueError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("sizes", [[900], [500, 400], [100, 300, 250, 250], [899, 1, 0, 0]])
+def test_a_budget_of_each_process(in_processes: Call, sizes: list[int]) -> None:
+    x, expected = _rows(900), dm2_fast.knn(_rows(900), 7)
+    little = in_processes(_within, [(part, 7, "100kB") for part in x.split(sizes)])
+    assert len(set(little)) == 1
+    assert little[0].startswith("memory must be at least ")
+    assert little[0].endswith(f"MB for the 7 nearest of 900 rows of 40 features in {len(sizes)} processes, got 100kB")
+    least = little[0].split("at least ")[1].split("MB")[0]
+    found = in_processes(_within, [(part, 7, f"{least}MB") for part in x.split(sizes)])
+    distances, indices = (torch.cat(parts) for parts in zip(*found, strict=True))
+    assert torch.equal(indices, expected[1])
+    assert torch.equal(distances, expected[0])
+
+
+def test_a_shard_that_is_larger_than_planned(in_processes: Call) -> None:
+    found = in_processes(_within, [(part, 6, "1MB") for part in torch.ones(400, 16).split([100, 200, 100])])
+    assert len(set(found)) == 1
+    assert found[0].startswith("400 rows lie so near together that one process has them all, and memory= allows for 20")
+
+
+def test_other_backends_have_no_budget(in_processes: Call) -> None:
+    options = {"memory": "1GB", "backend": "torch"}
+    with pytest.raises(ValueError, match=r"memory= is for the C\+\+ backend"):
+        in_processes(_knn, [(part, 6, options) for part in _rows(300).split(150)])

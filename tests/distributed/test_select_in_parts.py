@@ -86,6 +86,22 @@ def test_features_of_processes_without_rows(in_processes: Call, batch: Any) -> N
     _check(in_processes, 3, "dm2", dm2_fast.DM2Config(space="features", k=4, batch=batch), pool=_pool(100))
 
 
+@pytest.mark.parametrize(
+    ("strategy", "options"),
+    [("dm2", None), ("dm2", dm2_fast.DM2Config(space="features", mix="weighted")), ("entropy", None), ("badge", None)],
+)
+def test_within_a_budget_of_each_process(in_processes: Call, strategy: str, options: Any) -> None:
+    _check(in_processes, 3, strategy, options, memory="4MB")
+    _check(in_processes, 3, strategy, options, pool=_pool(100), memory="4MB")  # one has no rows
+
+
+def test_too_little_of_a_budget_is_said_before_work(in_processes: Call) -> None:
+    with pytest.raises(
+        ValueError, match="memory must be at least 2MB for the 10 nearest of 700 rows .* in 2 processes"
+    ):
+        in_processes(_select, [(_model(), _pool(), "dm2", None, {"memory": "500kB"})] * 2)
+
+
 def test_ties_are_drawn_alike(in_processes: Call) -> None:
     pool = _pool()
     pool[:] = pool[:1]

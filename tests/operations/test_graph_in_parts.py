@@ -12,7 +12,7 @@ import dm2_fast
 from dm2_fast import Neighbours
 from dm2_fast.operations import approximate, graph_in_parts
 from dm2_fast.operations.graph_in_parts import graph_within
-from dm2_fast.operations.memory import is_mapped
+from dm2_fast.operations.mapped import is_mapped
 
 M = 3000
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from torch import Tensor
 
 import dm2_fast
 from dm2_fast.operations import in_parts, memory
-from dm2_fast.operations.memory import as_bytes, is_mapped, plan, release
+from dm2_fast.operations.graph_in_parts import plan_of_processes
+from dm2_fast.operations.mapped import is_mapped, release
+from dm2_fast.operations.memory import as_bytes, graph_plan, plan, ring_plan
 from dm2_fast.operations.shards import Shard
 
 
@@ -85,6 +88,33 @@ def test_too_little_memory_names_the_least_that_suffices() -> None:
     assert plan(x, 10, f"{least}MB", 1).parts > memory.MOST_PARTS // 2
     with pytest.raises(ValueError, match="at least"):
         plan(x, 10, f"{int(least) - 1}MB", 1)
+
+
+def test_what_else_is_in_memory_counts() -> None:
+    x, recall = torch.empty(1, 1).expand(100_000, 64), 0.9
+    plans: list[Callable[..., Any]] = [
+        lambda memory, beside: plan(x, 10, memory, 1, beside),
+        lambda memory, beside: graph_plan(x, 10, 14, memory, beside),
+        lambda memory, beside: graph_plan(x, 10, 14, memory, beside, 50_000),
+        lambda memory, beside: ring_plan(x, 50_000, 2, 10, memory, beside),
+        lambda memory, beside: plan_of_processes(x, [50_000, 50_000], 10, recall, memory, beside),
+    ]
+    for of in plans:
+
+        def least(beside: tuple[int, int], of: Callable[..., Any] = of) -> int:
+            with pytest.raises(ValueError, match="memory must be at least") as error:
+                of("1kB", beside)
+            found = int(str(error.value).split("at least ")[1].split("MB")[0])
+            of(f"{found}MB", beside)
+            with pytest.raises(ValueError, match=f"at least {found}MB"):
+                of(f"{found - 1}MB", beside)
+            return found
+
+        alone = least((0, 0))
+        assert least((30_000_000, 0)) >= alone + 30
+        assert least((0, 30_000_000)) == max(alone, 30)
+        assert least((0, 900_000_000)) == 900
+        assert least((30_000_000, 900_000_000)) == 900
 
 
 def test_bad_rows_are_named_before_work() -> None:
