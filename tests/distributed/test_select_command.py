@@ -147,11 +147,11 @@ def test_two_processes_read_a_folder_of_images(files: Path) -> None:
         Image.fromarray(rng.integers(0, 256, (18, 20, 3), dtype=np.uint8)).save(files / "photos" / f"{i:02}.png")
     for i in (3, 40):
         (files / "photos" / f"{i:02}.png").write_bytes(b"no picture")
-    (files / "my_model.py").write_text(
+    (files / "photo_model.py").write_text(
         "import torch\n\ndef build():\n    torch.manual_seed(0)\n"
         "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 8), torch.nn.Linear(8, 3))\n"
     )
-    fixed = "select --pool photos --model my_model:build --size 16 --budget 5 --dm2.k 3 --threads 1 --batch-size 16"
+    fixed = "select --pool photos --model photo_model:build --size 16 --budget 5 --dm2.k 3 --threads 1 --batch-size 16"
     command = [*fixed.split(), "--skip-damaged", "--output"]
     main([*command, "alone"])
     first, second = _run(files, [*command, "two"])
