@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -24,20 +25,21 @@ _MOST_NEIGHBOURS = 50  # above, lists and joins cost more than the exact search
 _SAMPLE = 500  # rows whose exact neighbours are looked up to measure a graph
 _PILOT = 250  # others, whose neighbours say how many cells each row should meet
 _HOPELESS = 5.0  # times the misses that are allowed: more than later steps make good
-_MORE = 1.3  # times the cells at each later step
+_MORE = 1.3  # times the cells at each later step, at least
 _JOINS = 3  # at the first step
 _JOINED = 5.5  # joins leave at most one in so many of the misses, nearly always
 
 
-def _cells(ranks: NDArray[np.int64], recall: float) -> int:
-    """Cells that each row meets first.
+def _cells(ranks: NDArray[np.int64], recall: float, joined: float) -> int:
+    """Cells that each row meets, so that joins bring the recall.
 
     Args:
         ranks: Of neighbours of some rows, how many cells are nearer to the row than that of its neighbour, (n,).
+        joined: Joins leave one in so many of the misses.
     """
     if len(ranks) == 0:
         return 1
-    found = max(0.0, 1 - _JOINED * misses_to_aim_at(recall, _SAMPLE))
+    found = max(0.0, 1 - joined * misses_to_aim_at(recall, _SAMPLE))
     return 1 + int(np.quantile(ranks, found, method="higher"))
 
 
@@ -164,13 +166,15 @@ class AuditedGraph(ABC):
         pilot, sample = (torch.from_numpy(np.sort(part)) for part in np.split(drawn, [pilots]))
         exact = self.of(sample, k)[0]
         self._begin(k)
+        ranks = cache(lambda: self._ranks_of(pilot.repeat_interleave(k), self.of(pilot, k)[1].flatten()))
+        stop, most = self._ranks, _most_cells(len(self))
         if self._steps == 0:
-            stop = _cells(self._ranks_of(pilot.repeat_interleave(k), self.of(pilot, k)[1].flatten()), self.recall)
-            if stop > (most := _most_cells(len(self))):
+            stop = _cells(ranks(), self.recall, _JOINED)
+            if stop > most:
                 return self._exact(k, f"each row would have to meet {stop} cells of rows, more than {most} cost more")
-        for look in range(LOOKS):
-            if look > 0 or self._steps == 0:
-                self._step(stop if self._steps == 0 else math.ceil(_MORE * self._ranks))
+        for _ in range(LOOKS):
+            if stop > self._ranks:
+                self._step(stop)
             recalls = recall_of(self._found(sample, k), exact)
             recall, bound = float(recalls.mean()), lower_bound(recalls)
             if bound >= self.recall:
@@ -181,6 +185,8 @@ class AuditedGraph(ABC):
                 return self._lists(k)
             if 1 - recall > _HOPELESS * (1 - self.recall):
                 break
+            joined = float((ranks() >= self._ranks).mean()) / max(1 - recall, 1e-9)
+            stop = max(math.ceil(_MORE * self._ranks), min(most, _cells(ranks(), self.recall, joined)))
         return self._exact(k, f"the approximate search reached a recall of {recall:.4f} only")
 
     def _step(self, stop: int) -> None:

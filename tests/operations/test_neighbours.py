@@ -136,6 +136,19 @@ def test_more_steps_improve_the_lists() -> None:
 
 
 @pytest.mark.usefixtures("small")
+def test_what_a_first_step_left_says_how_far_the_next_one_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(approximate, "_JOINED", 1e3)  # far too hopeful: one cell a row
+    monkeypatch.setattr(approximate, "_HOPELESS", 1e3)
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((6000, 12), np.float32))
+    index = Neighbours(x, recall=0.97)
+    graph = index.graph(10)
+    assert index.audit is not None
+    assert index.audit.path == "approximate"
+    assert index._steps == 2
+    assert recall_of(graph[0], dm2_fast.knn(x, 10)[0]).mean() >= 0.97
+
+
+@pytest.mark.usefixtures("small")
 def test_neighbours_that_lie_in_far_cells_ask_for_more_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the cell of each neighbour is in the order of the cells, against the distances of all centres."""
     x = clusters(3000)
@@ -152,7 +165,7 @@ def test_neighbours_that_lie_in_far_cells_ask_for_more_cells(monkeypatch: pytest
     order = torch.cdist(unit, centres, p=1).argsort(1).argsort(1)
     assert np.abs(ranks - order[torch.arange(30), cell].numpy()).mean() < 2  # centres are rounded, and of unit rows
     assert 0 <= ranks.min() <= ranks.max() < len(first) - 1
-    few, many = (approximate._cells(np.full(100, rank), 0.9) for rank in (2, 20))
+    few, many = (approximate._cells(np.full(100, rank), 0.9, 2.0) for rank in (2, 20))
     assert (few, many) == (3, 21)
     monkeypatch.setattr(approximate, "_most_cells", lambda rows: 0)
     graph, audit = audited(x)
