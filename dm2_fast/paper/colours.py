@@ -26,8 +26,10 @@ def style(method: str, against: str | None = None) -> dict[str, Any]:
     of = max((name for name in known if method.startswith(name)), key=len, default=None)
     spread = sum(map(ord, method))
     if method.startswith("dm2"):
-        number = 0 if method == "dm2" else 1 + spread % (len(_DM2) - 1)
-        return {"color": _DM2[number], "linestyle": "-", "linewidth": 2.4}
+        if method == "dm2":
+            return {"color": _DM2[0], "linestyle": "-", "linewidth": 2.4}
+        place, number = divmod(spread, len(_DM2) - 1)
+        return {"color": _DM2[1 + number], "linestyle": _DASHES[place % len(_DASHES)], "linewidth": 2.4}
     place = known.index(of) if of is not None else spread
     dashes = _DASHES[(place // len(_OTHERS)) % 2] if method == of else _DASHES[2 + spread % 3]
     return {"color": _OTHERS[place % len(_OTHERS)], "linestyle": dashes, "linewidth": 1.2}
