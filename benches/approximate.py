@@ -27,6 +27,7 @@ import dm2_fast
 from dm2_fast import DM2Config, Neighbours
 from dm2_fast.experiment.machine import header
 from dm2_fast.operations.audit import recall_of
+from dm2_fast.operations.knn import Metric
 from dm2_fast.paper.clock import measured
 
 K = 10
@@ -81,26 +82,35 @@ METHODS: tuple[tuple[str, Callable[..., Found], str], ...] = (
 )
 
 
-def truth(x: np.ndarray, sample: np.ndarray) -> torch.Tensor:
-    return Neighbours(x).of(torch.from_numpy(sample), K)[0]
+def drawn(rows: int) -> np.ndarray:
+    """1,000 rows, ascending, other than those of the audit."""
+    return np.sort(np.random.default_rng(99).choice(rows, 1000, replace=False))
+
+
+def recall_of_some(
+    rows: torch.Tensor, some: np.ndarray, found: np.ndarray, k: int, metric: Metric = "literal"
+) -> float:
+    """The recall of the neighbours that were found of some rows, and more; a row that found itself is left out."""
+    nearest = []
+    for row, near in zip(some.tolist(), found, strict=True):
+        ids = torch.from_numpy(near[near != row].astype(np.int64))
+        nearest.append(dm2_fast.pairwise(rows[[row]], rows[ids], metric=metric)[0].sort().values[:k])
+    truth = Neighbours(rows, metric).of(torch.from_numpy(some), k)[0]
+    return float(recall_of(torch.stack(nearest), truth).mean())
 
 
 def measure(index: int, m: int, args: argparse.Namespace) -> tuple[float, float, float, str]:
     """CPU seconds, recall, bytes a row beyond the features, and a word on how."""
     torch.set_num_threads(args.num_threads)
     x = rows_of(args.features, m, args.mix).numpy()
-    sample = np.sort(np.random.default_rng(99).choice(m, 1000, replace=False))
+    sample = drawn(m)
     search = METHODS[index][1]
     if METHODS[index][2] == "pynndescent":
         search(x[:3000], sample[:0], args)  # compiles
     start = time.process_time()
     (found, word), _, memory = measured(lambda: search(x, sample, args))
     seconds = time.process_time() - start
-    rows, nearest = torch.from_numpy(x), []
-    for row, near in zip(sample.tolist(), found, strict=True):
-        ids = torch.from_numpy(near[near != row].astype(np.int64))
-        nearest.append(dm2_fast.pairwise(rows[[row]], rows[ids])[0].sort().values[:K])
-    return seconds, float(recall_of(torch.stack(nearest), truth(x, sample)).mean()), memory / m, word
+    return seconds, recall_of_some(torch.from_numpy(x), sample, found, K), memory / m, word
 
 
 def table(args: argparse.Namespace) -> None:

@@ -10,14 +10,13 @@ number of meetings reaches depends on how the rows lie. Recall is that of 1,000 
 import argparse
 import time
 
-import numpy as np
 import torch
+from approximate import drawn, recall_of_some
 from process import in_fresh_process
 
 import dm2_fast
 from dm2_fast import Neighbours
 from dm2_fast.experiment.machine import header
-from dm2_fast.operations.audit import recall_of
 from dm2_fast.paper.clock import measured
 
 Found = tuple[float, float, float, float, str]
@@ -48,10 +47,9 @@ def search(args: argparse.Namespace, recall: float) -> Found:
     found, seconds, memory = measured(graph)
     cpu, audit = time.process_time() - start, index[0].audit
     assert audit is not None
-    sample = torch.from_numpy(np.sort(np.random.default_rng(99).choice(len(x), 1000, replace=False)))
-    near = [dm2_fast.pairwise(x[[row]], x[found[row]], metric="l2")[0].sort().values for row in sample.tolist()]
-    reached = recall_of(torch.stack(near), Neighbours(x, metric="l2").of(sample, args.k)[0]).mean()
-    return seconds, cpu, float(reached), memory / len(x), f"{audit.path}: {audit.why}"
+    some = drawn(len(x))
+    reached = recall_of_some(x, some, found.numpy()[some], args.k, "l2")
+    return seconds, cpu, reached, memory / len(x), f"{audit.path}: {audit.why}"
 
 
 def main() -> None:

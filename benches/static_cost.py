@@ -25,9 +25,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from dm2_fast.experiment.machine import header
 
 
 @dataclass(frozen=True)
@@ -294,8 +297,6 @@ def cost(name: str, kernel: Kernel, target: str) -> dict[str, Any]:
 
 def measure(names: list[str]) -> dict[str, float]:
     """Seconds of the problems of the table on the current CUDA device, from tensor to tensor: median of five runs."""
-    import torch
-
     import dm2_fast
 
     device = torch.device("cuda")
@@ -370,14 +371,6 @@ def compilers(files: list[Path]) -> str:
     return "\n".join(lines)
 
 
-def made() -> str:
-    import torch
-
-    from dm2_fast.experiment.machine import header
-
-    return header(torch.device("cpu"))
-
-
 def main() -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise SystemExit("TRITON_INTERPRET must not be set, got 1: what is interpreted cannot be compiled")
@@ -390,12 +383,10 @@ def main() -> None:
     parser.add_argument("--join", nargs="+", type=Path, metavar="FILE", help="the table of these --json outputs")
     arguments = parser.parse_args()
     if arguments.join:
-        print(f"{made()}\n{compilers(arguments.join)}")
+        print(f"{header(torch.device('cpu'))}\n{compilers(arguments.join)}")
         return
     measured = {}
     if arguments.measure:
-        import torch
-
         if not torch.cuda.is_available():
             raise SystemExit("--measure needs a CUDA device, got none")
         target = "sm_{}{}".format(*torch.cuda.get_device_capability())
@@ -403,7 +394,7 @@ def main() -> None:
     rows = [cost(name, everything[name], target) for name in arguments.kernel for target in arguments.target]
     for row in rows:
         row["measured"] = measured.get((row["kernel"], row["target"]))
-    print(json.dumps(rows, indent=1) if arguments.json else f"{made()}\n{markdown(rows)}")
+    print(json.dumps(rows, indent=1) if arguments.json else f"{header(torch.device('cpu'))}\n{markdown(rows)}")
 
 
 if __name__ == "__main__":

@@ -232,7 +232,7 @@ class ForwardPass:
 
     @property
     def compute(self) -> dict[str, Any]:
-        """As the operations take it."""
+        """backend and num_threads, as the operations take them."""
         return {"backend": self.backend, "num_threads": self.num_threads}
 
     @property

@@ -10,6 +10,7 @@ import yaml
 
 from dm2_fast.cli import main
 from dm2_fast.experiment.config import resolve
+from dm2_fast.paper.colours import style
 from dm2_fast.paper.full import full_config
 from dm2_fast.paper.probe import Probe
 from dm2_fast.paper.protocol import FOLDER, names, read_protocol
@@ -40,6 +41,13 @@ def test_every_curve_of_a_protocol_is_well_formed(name: str) -> None:
                 assert options["strategy"] in ("greedy-oracle", "full-data") or get(options["strategy"])
             else:
                 resolve(full_config(values, options, 0, Path("data"), "cpu"))
+
+
+@pytest.mark.parametrize("name", ["small-probe", "large-probe", "small-table1", "small-table2", "small-figure4"])
+def test_no_two_methods_look_alike(name: str) -> None:
+    protocol = read_protocol(name)
+    looks = [style(method, protocol.against) for method in protocol.methods]
+    assert len({(look["color"], str(look["linestyle"])) for look in looks}) == len(looks)
 
 
 def toy(name: str, folder: Path) -> Path:
