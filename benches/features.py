@@ -54,8 +54,8 @@ def features(data_dir: Path, epochs: int, width: int, pairs: int) -> np.ndarray:
     with torch.inference_mode():
         if not pairs:
             return torch.cat([body(part) for part in x.split(1000)]).cpu().numpy()
-        both = torch.randint(len(x), (pairs, 2))
-        return torch.cat([body((x[part[:, 0]] + x[part[:, 1]]) / 2).cpu() for part in both.split(1000)]).numpy()
+        both = torch.randint(len(x), (pairs, 2))  # so many at once as the cache holds
+        return torch.cat([body((x[part[:, 0]] + x[part[:, 1]]) / 2).cpu() for part in both.split(100)]).numpy()
 
 
 def main() -> None:

@@ -10,16 +10,16 @@
 
 namespace dm2 {
 
-// Who has the places of a part in the frozen lists of all rows, each with the mark of its entry.
+// Who has the places [first, last) in the frozen lists of all n rows, each with the mark of its entry.
 class Holders {
 public:
-    Holders(const Lists& lists, const std::uint32_t* frozen, std::ptrdiff_t n)
-        : first_(lists.first), end_(static_cast<std::size_t>(lists.last - lists.first), 0) {
+    Holders(std::ptrdiff_t first, std::ptrdiff_t last, const std::uint32_t* frozen, std::ptrdiff_t n, std::ptrdiff_t slots)
+        : first_(first), end_(static_cast<std::size_t>(last - first), 0) {
         const auto each = [&](const auto& visit) {
             for (std::ptrdiff_t p = 0; p < n; ++p)
-                for (std::ptrdiff_t r = p * lists.slots; r < (p + 1) * lists.slots && frozen[r] != kNobody; ++r)
-                    if (const std::ptrdiff_t held = frozen[r] >> 1; lists.has(held))
-                        visit(held - first_, static_cast<std::uint32_t>(p) << 1 | (frozen[r] & kOld));
+                for (std::ptrdiff_t r = p * slots; r < (p + 1) * slots && frozen[r] != kNobody; ++r)
+                    if (const std::ptrdiff_t held = frozen[r] >> 1; first <= held && held < last)
+                        visit(held - first, static_cast<std::uint32_t>(p) << 1 | (frozen[r] & kOld));
         };
         each([&](std::ptrdiff_t i, std::uint32_t) { ++end_[i]; });
         std::size_t all = 0;
@@ -44,25 +44,41 @@ template <class T>
 class Join {
 public:
     Join(const Index<T>& index, Lists& lists, const std::uint32_t* frozen)
-        : index_(index), lists_(lists), frozen_(frozen), holders_(lists, frozen, index.rows.n),
+        : index_(index), lists_(lists), frozen_(frozen),
           locks_(static_cast<std::size_t>((lists.last - lists.first + kLocked - 1) / kLocked)),
           farthest_(static_cast<std::size_t>(lists.last - lists.first)) {
         for (std::ptrdiff_t p = lists.first; p < lists.last; ++p) farthest_[p - lists.first] = lists.farthest(p);
     }
 
+    // Half of the places at a time: who holds all of them would take half as much memory as the lists.
     template <class Report>
     Offers run(int num_threads, const Report& report) {
-        std::mutex lock_of_offers;
         Offers offers;
+        const std::ptrdiff_t n = lists_.last - lists_.first;
+        for (std::ptrdiff_t part = 0; part < kParts; ++part)
+            run(lists_.first + n * part / kParts, lists_.first + n * (part + 1) / kParts, offers, num_threads,
+                [&](double done) { report((static_cast<double>(part) + done) / kParts); });
+        return offers;
+    }
+
+private:
+    static constexpr std::ptrdiff_t kParts = 2;
+    static constexpr std::ptrdiff_t kHolders = 64;  // of more that have a row, those with the first places
+    static constexpr std::ptrdiff_t kLocked = 64;   // rows that share a lock
+
+    template <class Report>
+    void run(std::ptrdiff_t from, std::ptrdiff_t to, Offers& offers, int num_threads, const Report& report) {
+        const Holders holders(from, to, frozen_, index_.rows.n, lists_.slots);
+        std::mutex lock_of_offers;
         parallel_blocks(
-            lists_.last - lists_.first, 256, num_threads,
+            to - from, 256, num_threads,
             [&](std::ptrdiff_t start, std::ptrdiff_t count) {
                 Around here, next;  // of a row and the one behind it, whose codes are on their way
                 Offers away;
-                const std::ptrdiff_t end = lists_.first + start + count;
-                for (std::ptrdiff_t p = lists_.first + start; p <= end; ++p) {
+                const std::ptrdiff_t end = from + start + count;
+                for (std::ptrdiff_t p = from + start; p <= end; ++p) {
                     next.entries.clear();
-                    if (p < end) find_around(p, next);
+                    if (p < end) find_around(p, holders, next);
                     if (!here.entries.empty()) meet_around(here, away);
                     std::swap(here, next);
                 }
@@ -72,12 +88,7 @@ public:
                 offers.entries.insert(offers.entries.end(), away.entries.begin(), away.entries.end());
             },
             report);
-        return offers;
     }
-
-private:
-    static constexpr std::ptrdiff_t kHolders = 64;  // of more that have a row, those with the first places
-    static constexpr std::ptrdiff_t kLocked = 64;   // rows that share a lock
 
     // The entries of the rows around one, first those that are new there, and room for them to meet.
     struct Around {
@@ -89,12 +100,12 @@ private:
         std::vector<std::int32_t> sads;
     };
 
-    void find_around(std::ptrdiff_t p, Around& around) const {
+    void find_around(std::ptrdiff_t p, const Holders& holders, Around& around) const {
         std::vector<std::uint32_t>& entries = around.entries;
         const std::uint32_t* own = frozen_ + p * lists_.slots;
         entries.assign(own, std::find(own, own + lists_.slots, kNobody));
         const auto forward = static_cast<std::ptrdiff_t>(entries.size());
-        auto [holder, last] = holders_.of(p);
+        auto [holder, last] = holders.of(p);
         for (last = std::min(last, holder + kHolders); holder < last; ++holder) {
             std::ptrdiff_t twin = 0;
             while (twin < forward && entries[twin] >> 1 != *holder >> 1) ++twin;
@@ -165,7 +176,6 @@ private:
     const Index<T>& index_;
     Lists& lists_;
     const std::uint32_t* frozen_;
-    const Holders holders_;
     std::vector<std::mutex> locks_;
     std::vector<std::atomic<std::int32_t>> farthest_;  // by place
 };

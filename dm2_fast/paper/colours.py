@@ -20,18 +20,18 @@ def style(method: str, against: str | None = None) -> dict[str, Any]:
     """
     if method == "full-data":
         return {"color": GREY, "linestyle": "-", "linewidth": 0.8}
-    if method == against or method == "random":
-        return {"color": GREY, "linestyle": (0, (2, 1)), "linewidth": 1.8}
+    if method in (against, "random"):
+        return {"color": GREY if method == "random" else "black", "linestyle": (0, (2, 1)), "linewidth": 1.8}
     known = [name for name in strategies.names() if not name.startswith("dm2")]
     of = max((name for name in known if method.startswith(name)), key=len, default=None)
-    spread = sum(map(ord, method))
+    spread = sum(place * ord(letter) for place, letter in enumerate(method))
     if method.startswith("dm2"):
         if method == "dm2":
             return {"color": _DM2[0], "linestyle": "-", "linewidth": 2.4}
         place, number = divmod(spread, len(_DM2) - 1)
         return {"color": _DM2[1 + number], "linestyle": _DASHES[place % len(_DASHES)], "linewidth": 2.4}
     place = known.index(of) if of is not None else spread
-    dashes = _DASHES[(place // len(_OTHERS)) % 2] if method == of else _DASHES[2 + spread % 3]
+    dashes = _DASHES[(place // len(_OTHERS)) % 2] if method == of else _DASHES[1 + spread % 4]
     return {"color": _OTHERS[place % len(_OTHERS)], "linestyle": dashes, "linewidth": 1.2}
 
 
