@@ -30,7 +30,7 @@ def style(method: str, against: str | None = None) -> dict[str, Any]:
             return {"color": _DM2[0], "linestyle": "-", "linewidth": 2.4}
         place, number = divmod(spread, len(_DM2) - 1)
         return {"color": _DM2[1 + number], "linestyle": _DASHES[place % len(_DASHES)], "linewidth": 2.4}
-    place = known.index(of) if of is not None else spread
+    place = known.index(of) if of is not None else spread % 8  # colours that are far from each other
     dashes = _DASHES[(place // len(_OTHERS)) % 2] if method == of else _DASHES[1 + spread % 4]
     return {"color": _OTHERS[place % len(_OTHERS)], "linestyle": dashes, "linewidth": 1.2}
 
