@@ -11,6 +11,7 @@ for 10^7, 10^8 and 10^9 rows of 128 features on P machines, each one process wit
 
 import argparse
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -59,10 +60,10 @@ def sent_exactly(d: int, processes: int, codes: float) -> float:
     return (moved + round_ + (NUMBER + ID) * K) / p
 
 
-def sent_by_codes(d: int, processes: int, fetched: float) -> float:
+def sent_by_codes(rows: float, d: int, processes: int, fetched: float) -> float:
     """Bytes a row that one process sends: codes to all, lists to all before three joins, rows that others fetch."""
     p = processes
-    return ((p - 1) * (32 + d + 3 * 4 * slots(K)) + fetched * (1 - 1 / p)) / p
+    return ((p - 1) * (32 + d + 3 * 4 * slots(K, int(rows))) + fetched * (1 - 1 / p)) / p
 
 
 def held_exactly(d: int, processes: int, codes: float) -> float:
@@ -70,9 +71,9 @@ def held_exactly(d: int, processes: int, codes: float) -> float:
     return (3 * (NUMBER * d + 24 + codes + (NUMBER + ID) * K) + NUMBER * d) / processes
 
 
-def held_by_codes(d: int, processes: int) -> float:
+def held_by_codes(rows: float, d: int, processes: int) -> float:
     """Bytes a row of one process: codes of all rows, twice while the cells are made; its features, lists and graph."""
-    return 2 * (32 + d) + 60 + (NUMBER * d + 2 * ID * slots(K) + (NUMBER + ID) * K) / processes
+    return 2 * (32 + d) + 60 + (NUMBER * d + 2 * ID * slots(K, int(rows)) + (NUMBER + ID) * K) / processes
 
 
 def three_digits(number: float) -> str:
@@ -112,7 +113,7 @@ def main() -> None:
         sizes = [int(row["search"].split()[0]) for row in rows]
         slope, start = np.polyfit(sizes, [float(row["of one"]) for row in rows], 1)
         times[search] = start + max(0.0, slope) * args.machines
-        count = sent_exactly if search == "exact" else sent_by_codes
+        count = sent_exactly if search == "exact" else partial(sent_by_codes, float(rows[0]["rows"]))
         last = float(rows[-1]["MB sent by one"]) * 1e6 / int(rows[-1]["rows"])
         without, with_one = count(128, sizes[-1], 0.0), count(128, sizes[-1], 1.0)
         fitted[search] = (last - without) / (with_one - without)
@@ -134,7 +135,7 @@ def main() -> None:
             if search == "exact":
                 sent, held = sent_exactly(d, p, fitted[search]), held_exactly(d, p, fitted[search])
             else:
-                sent, held = sent_by_codes(d, p, fitted[search]), held_by_codes(d, p)
+                sent, held = sent_by_codes(rows_of_all, d, p, fitted[search]), held_by_codes(rows_of_all, d, p)
             gb = sent * rows_of_all / 1e9
             numbers = cpu, cpu / p / args.cores, gb, 8 * gb / args.gbit_per_s, held * rows_of_all / 1e9
             print(f"| {search} | 10^{power} | {' | '.join(map(three_digits, numbers))} |")

@@ -50,7 +50,7 @@ public:
         for (std::ptrdiff_t p = lists.first; p < lists.last; ++p) farthest_[p - lists.first] = lists.farthest(p);
     }
 
-    // Half of the places at a time: who holds all of them would take half as much memory as the lists.
+    // Some of the places at a time: who holds all of them would take half as much memory as the lists.
     template <class Report>
     Offers run(int num_threads, const Report& report) {
         Offers offers;
@@ -62,7 +62,7 @@ public:
     }
 
 private:
-    static constexpr std::ptrdiff_t kParts = 2;
+    static constexpr std::ptrdiff_t kParts = 4;
     static constexpr std::ptrdiff_t kHolders = 64;  // of more that have a row, those with the first places
     static constexpr std::ptrdiff_t kLocked = 64;   // rows that share a lock
 

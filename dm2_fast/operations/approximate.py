@@ -26,7 +26,7 @@ _SAMPLE = 500  # rows whose exact neighbours are looked up to measure a graph
 _PILOT = 250  # others, whose neighbours say how many cells each row should meet
 _HOPELESS = 5.0  # times the misses that are allowed: more than later steps make good
 _MORE = 1.3  # times the cells at each later step, at least
-_JOINS = 3  # at the first step
+_JOINS = 3  # at the first step, up to two million rows
 _JOINED = 5.5  # joins leave at most one in so many of the misses, nearly always
 
 
@@ -48,9 +48,15 @@ def _most_cells(rows: int) -> int:
     return max(32, min(256, rows // 1024))
 
 
-def slots(k: int) -> int:
-    """Rows in a list, for k neighbours."""
-    return k + max(2, 2 * k // 5)
+def slots(k: int, rows: int) -> int:
+    """Rows in a list, for k neighbours among so many rows."""
+    return k + max(2, 2 * k // 5) + _doublings(rows)
+
+
+def _doublings(rows: int) -> int:
+    """How often a million doubles up to so many rows. Longer lists and more joins find there what more cells would
+    find at several times the cost."""
+    return max(0, round(math.log2(max(1, rows) / 1e6)))
 
 
 def may_pay(rows: int, k: int) -> bool:
@@ -194,7 +200,7 @@ class AuditedGraph(ABC):
         trim()  # the lists are the most that is in memory, until the result is
         with self._bar(f"cells {self._ranks} to {stop}") as report:
             self._probe(self._ranks, stop, report)
-        for _ in range(_JOINS if self._steps == 0 else 1):
+        for _ in range(_JOINS + _doublings(len(self)) // 2 if self._steps == 0 else 1):
             with self._bar("neighbours of neighbours") as report:
                 self._join(report)
         self._ranks = stop

@@ -150,7 +150,8 @@ class GraphInParts(AuditedGraph):
         return self._every_row_exact(k)
 
     def _begin(self, k: int) -> None:
-        if self._slots >= slots(k) and self._graph is not None:
+        needed = slots(k, len(self))
+        if self._slots >= needed and self._graph is not None:
             return
         index = self._index()
         self._order = torch.from_numpy(index.places())
@@ -158,8 +159,8 @@ class GraphInParts(AuditedGraph):
         shares = torch.tensor([len(self) * part // size for part in range(size)])
         self._edges = torch.cat([cells[torch.searchsorted(cells, shares)], cells[-1:]])
         _, kind = cpp.prepared(self._rows.scale.dtype)
-        self._graph = kind(index, np.arange(len(self)), slots(k), *self._own_places())
-        self._slots, self._steps, self._ranks = slots(k), 0, 0
+        self._graph = kind(index, np.arange(len(self)), needed, *self._own_places())
+        self._slots, self._steps, self._ranks = needed, 0, 0
 
     def _own_places(self) -> tuple[int, int]:
         rank = self._processes.rank
@@ -288,7 +289,7 @@ class GraphInParts(AuditedGraph):
 def plan_of(x: Tensor, k: int, recall: float | None, memory: int | str, beside: Beside = (0, 0)) -> Plan | GraphPlan:
     """How `dm2_fast.knn` keeps within a memory, beside what something else takes of it; a ValueError if it cannot."""
     if recall is not None and may_pay(len(x), k):
-        return graph_plan(x, k, slots(k), memory, beside)
+        return graph_plan(x, k, slots(k, len(x)), memory, beside)
     return plan(x, k, memory, threads_of_torch(), beside)
 
 
@@ -299,7 +300,7 @@ def plan_of_processes(
     if recall is None or not may_pay(len(x), k):
         return ring_plan(x, max(counts), len(counts), k, memory, beside)
     share = max(*counts, -(-len(x) // len(counts)))
-    return graph_plan(x, k, slots(k), memory, beside, None if len(counts) == 1 else share)
+    return graph_plan(x, k, slots(k, len(x)), memory, beside, None if len(counts) == 1 else share)
 
 
 def graph_within(

@@ -180,10 +180,10 @@ def graph_plan(
     m, d = x.shape
     number, code = (8 if x.dtype == torch.float64 else 4), 32 + -(-d // 32) * 32
     # Codes, places twice, ids, scales; while cells are made, codes and places again, and later the lists, with places
-    # of all entries and holders of about half at a join.
+    # of all entries, and with holders of some at a join.
     held = m * (code + 3 * 8 + 2 * number) + beside[0]
     if own is None:
-        held += m * max(code + 28, (8 + 4 + 3) * slots + 13)
+        held += m * max(code + 28, (8 + 4 + 2) * slots + 13)
     else:  # codes and places of entries come from all, and what the lists say of others' rows is sorted and sent
         held += max(m * (code + 28) + own * code, m * (3 * 4 * slots + 13) + own * slots * (2 * 8 + 6 * 16))
     budget = as_bytes(memory)

@@ -168,10 +168,11 @@ class Neighbours(AuditedGraph):
             return super()._approximate(k)
 
     def _begin(self, k: int) -> None:
-        if self._slots < slots(k):
+        needed = slots(k, len(self._ids))
+        if self._slots < needed:
             _, kind = cpp.prepared(self._rows.scale.dtype)
-            self._graph = kind(self._prepared(), self._ids.numpy(), slots(k))
-            self._slots, self._steps, self._ranks = slots(k), 0, 0
+            self._graph = kind(self._prepared(), self._ids.numpy(), needed)
+            self._slots, self._steps, self._ranks = needed, 0, 0
 
     def _ranks_of(self, rows: Tensor, others: Tensor) -> NDArray[np.int64]:
         place = self._place()
