@@ -21,12 +21,13 @@ from dm2_fast.operations.memory import trim
 from dm2_fast.progress import tqdm, write
 
 _LEAST_ROWS = 50_000  # below, the exact search costs no more
+_MANY_ROWS = 1_000_000  # beyond, lists are longer
 _MOST_NEIGHBOURS = 50  # above, lists and joins cost more than the exact search
 _SAMPLE = 500  # rows whose exact neighbours are looked up to measure a graph
 _PILOT = 250  # others, whose neighbours say how many cells each row should meet
 _HOPELESS = 5.0  # times the misses that are allowed: more than later steps make good
 _MORE = 1.3  # times the cells at each later step, at least
-_JOINS = 3  # at the first step, up to two million rows
+_JOINS = 3  # at the first step, but where there are very many rows
 _JOINED = 5.5  # joins leave at most one in so many of the misses, nearly always
 
 
@@ -54,9 +55,9 @@ def slots(k: int, rows: int) -> int:
 
 
 def _doublings(rows: int) -> int:
-    """How often a million doubles up to so many rows. Longer lists and more joins find there what more cells would
-    find at several times the cost."""
-    return max(0, round(math.log2(max(1, rows) / 1e6)))
+    """How often `_MANY_ROWS` double up to so many. Longer lists and more joins find there what more cells would find at
+    several times the cost."""
+    return max(0, round(math.log2(max(1, rows) / _MANY_ROWS)))
 
 
 def may_pay(rows: int, k: int) -> bool:

@@ -43,6 +43,29 @@ def test_every_budget_gives_the_same_bits(dtype: torch.dtype, memory: str) -> No
     assert torch.equal(dm2_fast.knn(x, 10, recall=0.8, memory=memory)[1], expected[1])
 
 
+def test_of_many_rows_longer_lists_and_more_joins_find_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With as many cells; four times as many rows are two entries and a join more, for both graphs."""
+    x, join = clusters(M, seed=M), Neighbours._join
+    found: list[float] = []
+    joined: list[int] = []
+
+    def counted(self: Neighbours, report: Any) -> None:
+        joined.append(len(found))
+        join(self, report)
+
+    monkeypatch.setattr(Neighbours, "_join", counted)
+    for many in (M, M // 4):
+        monkeypatch.setattr(approximate, "_MANY_ROWS", many)
+        index, within = Neighbours(x, recall=0.5), graph_within(x, 10, "literal", 0.5, "1GB")
+        assert torch.equal(index.graph(10)[1], within.graph(10)[1])
+        assert index._slots == within._slots == (14 if many == M else 16)
+        assert index.audit == within.audit
+        assert index.audit is not None
+        found.append(index.audit.recall)
+    assert found[0] < found[1] < 1
+    assert [joined.count(case) for case in range(2)] == [3, 4]
+
+
 def test_more_steps_and_the_exact_search_after_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(approximate, "_cells", lambda *_: 1)
     noise = torch.from_numpy(np.random.default_rng(0).standard_normal((M, 200), np.float32))
