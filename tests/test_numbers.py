@@ -18,10 +18,7 @@ from documents import ROOT
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RESULTS = sorted(path for path in (ROOT / "results").iterdir() if path.is_dir())
 
-# Paragraphs whose numbers were printed by the command beside them and not kept; folders that were made before results
-# named their command. Fewer is better.
-NOT_TRACED = {"benches.md": 1}
-NO_COMMAND = {"table4"}
+NO_COMMAND = {"table4"}  # made before results named their command
 
 _UNIT = r"(?:ms|s|seconds|minutes|hours|MB|GB|KB|bytes|images/s|times|points)"
 _NUMBER = r"(?<![\w./-])[+-]?\d[\d,]*(?:\.\d+)?(?![\w.]|\.\d)"
@@ -76,7 +73,7 @@ def test_numbers_are_those_of_a_file(page: Path) -> None:
                 if not any(is_rounded(mean, [value(a)]) and is_rounded(half, [value(b)]) for a, b in pairs)
             ]
             assert not missing, f"{', '.join(missing)} in {text.strip()[:80]!r}"
-    assert untraced == NOT_TRACED.get(page.name, 0), f"{untraced} paragraphs without a file"
+    assert untraced == 0, f"{untraced} paragraphs without a file"
 
 
 @pytest.mark.parametrize("folder", [f for f in RESULTS if f.name not in NO_COMMAND], ids=lambda folder: folder.name)
