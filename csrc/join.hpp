@@ -54,15 +54,15 @@ public:
     template <class Report>
     Offers run(int num_threads, const Report& report) {
         Offers offers;
-        const std::ptrdiff_t n = lists_.last - lists_.first;
-        for (std::ptrdiff_t part = 0; part < kParts; ++part)
-            run(lists_.first + n * part / kParts, lists_.first + n * (part + 1) / kParts, offers, num_threads,
-                [&](double done) { report((static_cast<double>(part) + done) / kParts); });
+        const std::ptrdiff_t n = lists_.last - lists_.first, parts = 2 + n * lists_.slots / kTogether;
+        for (std::ptrdiff_t part = 0; part < parts; ++part)
+            run(lists_.first + n * part / parts, lists_.first + n * (part + 1) / parts, offers, num_threads,
+                [&](double done) { report((static_cast<double>(part) + done) / static_cast<double>(parts)); });
         return offers;
     }
 
 private:
-    static constexpr std::ptrdiff_t kParts = 4;
+    static constexpr std::ptrdiff_t kTogether = 1 << 23;  // holders, of four bytes
     static constexpr std::ptrdiff_t kHolders = 64;  // of more that have a row, those with the first places
     static constexpr std::ptrdiff_t kLocked = 64;   // rows that share a lock
 
