@@ -1,4 +1,4 @@
-"""One colour for a method in every picture; DM2 is emphasised, and what is compared with is grey."""
+"""One colour for a method in every picture; DM2 is emphasised, random is grey, and what else is compared with black."""
 
 from typing import Any
 
