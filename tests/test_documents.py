@@ -27,7 +27,7 @@ FRONTENDS = sorted((ROOT / "docs" / "frontends").glob("*.md"))  # tests/adapters
 README = PAGES[0].read_text()
 
 # Why examples do not run here, and how many: one more is a decision that this line shows.
-NOT_RUN = {"installs packages": 10, "needs a GPU": 1, "takes hours": 5}
+NOT_RUN = {"installs packages": 10, "needs a GPU": 1, "takes hours": 6}
 
 WITHOUT_CHECKSUMS = """
 import torchvision
