@@ -7,8 +7,8 @@
 
 Prints CPU seconds, their ratio to those of the exact search, recall@10 on 1,000 rows other than those of the audit, and
 peak memory beyond the features, for each row. Each method runs in its own process, in turn, so that all see the same
-machine; norms are counted everywhere, compiling and loading are not. The peers search by L1 and their 4 k nearest are
-put in order by the distance itself, which is not counted.
+machine; norms are counted everywhere, compiling and loading are not. The peers search by L1, and what
+they find is put in order by the distance itself, which is not counted.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""`dm2_fast.knn` against the plain C++ loop over float32 rows, on every kind of rows: it should never be slower.
+"""`dm2_fast.knn` against the plain C++ loop over float32 rows, on every kind of rows: it should hardly be slower.
 
     python benches/knn_kinds.py [--features FILE.npy] [--rows M] [--numbers N] [--dims D ...] [--metrics NAME ...]
         [--kinds NAME ...]
