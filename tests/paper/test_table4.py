@@ -17,6 +17,7 @@ from dm2_fast.paper import trial
 from dm2_fast.paper.table4 import Table4Config, table4
 from dm2_fast.paper.timings import read_timings
 from dm2_fast.paper.trial import Trial, try_out
+from dm2_fast.strategies.dm2 import DM2Config
 
 QUICK = Table4Config(
     dataset="digits", pool=80, labelled=30, epochs=1, budgets=[5, 9], classes=[4, 7], repeats=2,
@@ -232,6 +233,13 @@ def test_a_mistake_gets_one_readable_line(
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "new").exists()
+
+
+def test_dm2_of_the_benches_is_the_published_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    options = strategies.get("benches.published:dm2").checked(None)
+    assert isinstance(options, DM2Config)
+    assert vars(options) == vars(DM2Config.published())
 
 
 def test_a_folder_of_other_settings_or_of_something_else_is_refused(tmp_path: Path) -> None:
