@@ -91,7 +91,9 @@ def write_report(folders: Sequence[Path], output: Path, *, echo: Callable[[str],
     runs, notes = [], []
     for folder in folders:
         if not (folder / "config.yaml").is_file():
-            notes.append(f"left out: {folder} (no folder of a run)")
+            studied = (folder / "curves").is_dir()
+            why = "a study: say with --against METHOD what to compare with" if studied else "no folder of a run"
+            notes.append(f"left out: {folder} ({why})")
             continue
         try:
             run = _read(folder)

@@ -105,6 +105,9 @@ def test_what_is_no_run_is_left_out_and_what_is_not_finished_is_named(tmp_path: 
 def test_a_report_without_a_run_or_with_one_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"none of these folders holds a run with a training: {tmp_path}"):
         write_report([tmp_path], tmp_path / "out")
+    (tmp_path / "study" / "curves").mkdir(parents=True)
+    with pytest.raises(ValueError, match="study \\(a study: say with --against METHOD what to compare with\\)"):
+        write_report([tmp_path / "study"], tmp_path / "out")
     first, again = (write_run(tmp_path / name, [0.1, 0.2, 0.3], seed=3, data_dir=name) for name in ("a", "b"))
     with pytest.raises(ValueError, match=f"{first} and {again} hold the same run"):
         write_report([first, again], tmp_path / "out")
