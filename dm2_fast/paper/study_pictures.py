@@ -56,7 +56,7 @@ def _curve(axes: "Axes", curves: Sequence[Curve], method: str, against: str, mea
     look = style(method, against)
     axes.plot(labelled, [m.mean for m in means], **look)
     if emphasised(method, against) and len(curves) > 1:
-        low, high = ([getattr(m, end) for m in means] for end in ("low", "high"))
+        low, high = (np.clip([getattr(m, end) for m in means], 0, 100) for end in ("low", "high"))
         axes.fill_between(labelled, low, high, color=look["color"], alpha=0.18, linewidth=0)
 
 
@@ -161,7 +161,7 @@ def _legend(figure: "Figure", methods: Sequence[str], against: str) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], **style(method, against)) for method in methods]
-    figure.legend(handles, list(methods), loc="outside right upper", frameon=False, fontsize=8)
+    figure.legend(handles, list(methods), loc="outside right upper", frameon=False, fontsize=8, handlelength=3.2)
 
 
 def _save(figure: "Figure", file: Path) -> None:
