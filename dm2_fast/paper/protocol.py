@@ -74,15 +74,19 @@ class Protocol:
         return replace(self, **kept)
 
     def commands(self, keys: Iterable[tuple[str, str, int]]) -> list[str]:
-        """The commands that make the curves of these keys: one for all methods that have the same cells and seeds."""
-        of_method: dict[str, list[tuple[str, int]]] = {}
+        """The commands that make the curves of these keys: one for all methods that have the same seeds in the same
+        cells, and several for a method that has fewer seeds in some."""
+        seeds_of: dict[tuple[str, str], list[int]] = {}
         for cell, method, seed in sorted(keys):
-            of_method.setdefault(method, []).append((cell, seed))
+            seeds_of.setdefault((cell, method), []).append(seed)
         groups: dict[tuple[tuple[str, ...], tuple[int, ...]], list[str]] = {}
-        for method in (name for name in self.methods if name in of_method):
-            found = of_method[method]
-            cells = tuple(cell for cell in self.cells if any(cell == name for name, _ in found))
-            groups.setdefault((cells, tuple(sorted({seed for _, seed in found}))), []).append(method)
+        for method in self.methods:
+            cells_of: dict[tuple[int, ...], list[str]] = {}
+            for cell in self.cells:
+                if (cell, method) in seeds_of:
+                    cells_of.setdefault(tuple(seeds_of[cell, method]), []).append(cell)
+            for seeds, cells in cells_of.items():
+                groups.setdefault((tuple(cells), seeds), []).append(method)
         protocol = self.name if (FOLDER / f"{self.name}.yaml").is_file() else f"{self.name}.yaml"
         lines = []
         for (cells, seeds), methods in groups.items():

@@ -112,13 +112,14 @@ def test_the_commands_of_curves_make_these_curves_and_no_others(
     protocol = read_protocol("small-probe")
     everywhere = protocol.restricted(None, ["random", "margin"], [*range(25, 30), 40]).keys
     here = protocol.restricted(["mnist-start20", "cifar10-start20"], ["badge"], [25]).keys
-    commands = protocol.commands([*everywhere, *here])
+    more = protocol.restricted(["mnist-start20", "digits-start20"], ["margin"], [41, 42]).keys
+    commands = protocol.commands([*everywhere, *here, *more])
     asked: list[StudyConfig] = []
     monkeypatch.setattr("dm2_fast.commands.study", lambda config, echo: asked.append(config) or tmp_path)
     for line in commands:
         main(shlex.split(line)[1:])
     made = [job for each in asked for job in protocol.restricted(each.cells, each.methods, each.seeds).keys]
     assert {each.protocol for each in asked} == {"small-probe"}
-    assert sorted(made) == sorted([*everywhere, *here])
-    assert len(commands) == 2
+    assert sorted(made) == sorted([*everywhere, *here, *more])
+    assert len(commands) == 4
     assert "--seeds 25-29,40 " in commands[0]
