@@ -27,7 +27,8 @@ def draw_curves(file: Path, curves: Sequence[Curve], against: str, measure: str,
     methods = list(dict.fromkeys(curve.method for curve in curves))
     columns = min(3, len(cells))
     lines = math.ceil(len(cells) / columns)
-    figure = Figure(figsize=(4.4 * columns + 2.2, 3.5 * lines), layout="constrained")
+    height = max(3.5 * lines, 0.3 + 0.185 * len(methods))  # of the panels, or of the legend
+    figure = Figure(figsize=(4.4 * columns + 2.2, height), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False).flatten()
     for axes, cell in zip(panels, cells, strict=False):
         for method in sorted(methods, key=lambda name: emphasised(name, against)):
