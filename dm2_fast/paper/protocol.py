@@ -85,8 +85,8 @@ class Protocol:
             for cell in self.cells:
                 if (cell, method) in seeds_of:
                     cells_of.setdefault(tuple(seeds_of[cell, method]), []).append(cell)
-            for seeds, cells in cells_of.items():
-                groups.setdefault((tuple(cells), seeds), []).append(method)
+            for seeds, having in cells_of.items():
+                groups.setdefault((tuple(having), seeds), []).append(method)
         protocol = self.name if (FOLDER / f"{self.name}.yaml").is_file() else f"{self.name}.yaml"
         lines = []
         for (cells, seeds), methods in groups.items():

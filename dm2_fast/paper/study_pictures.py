@@ -62,7 +62,10 @@ def _curve(axes: "Axes", curves: Sequence[Curve], method: str, against: str, mea
 
 
 def draw_differences(file: Path, lines: Sequence[Line], against: str, title: str) -> None:
-    """The differences of areas with their 95 % intervals, a panel a cell; filled where Holm's p is at most 0.05."""
+    """The differences of areas with their 95 % intervals, a panel a cell; filled where Holm's p is at most 0.05.
+
+    Intervals over less than half of a cell's seeds may end outside of its panel.
+    """
     from matplotlib.figure import Figure
 
     cells = list(dict.fromkeys(line.cell for line in lines))
@@ -76,7 +79,14 @@ def draw_differences(file: Path, lines: Sequence[Line], against: str, title: str
     for axes in panels[len(cells) :]:
         axes.axis("off")
     for axes, cell in zip(panels, cells, strict=False):
-        for line in (line for line in lines if line.cell == cell):
+        here = [line for line in lines if line.cell == cell]
+        most = max(line.seeds for line in here)
+        shown = [0.0, *(line.area.mean for line in here)]
+        shown += [end for line in here if 2 * line.seeds >= most for end in (line.area.low, line.area.high)]
+        low, high = 100 * np.nanmin(shown), 100 * np.nanmax(shown)
+        margin = 0.05 * (high - low) or 1.0
+        axes.set_xlim(low - margin, high + margin)
+        for line in here:
             place, colour = methods.index(line.method), style(line.method, against)["color"]
             if not math.isnan(line.area.low):
                 axes.plot([100 * line.area.low, 100 * line.area.high], [place] * 2, color=colour, linewidth=1.6)

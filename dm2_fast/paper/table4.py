@@ -119,17 +119,6 @@ def _table4(config: Table4Config, device: torch.device, echo: Callable[[str], No
     labelled, pool = order[: config.labelled], order[config.labelled :][: config.pool].sort().values
     model = _trained(folder / "model.pt", recipe, data, labelled, device)
 
-    def over(trial: Trial, budget: int) -> bool:
-        return config.limit is not None and trial.acquisition(budget, config.pool, config.labelled) > config.limit
-
-    trials = {
-        name: try_out(
-            strategy,
-            lambda rows, n: _real(model, data, labelled[:n], pool[:rows], config.seed),
-            partial(over, budget=min(budgets)),
-        )
-        for name, strategy in methods.items()
-    }
     real = _real(model, data, labelled, pool, config.seed)
     clock = Clock(folder / "timings.csv", device)
     wanted = [Wanted("budget", len(data.classes), budget) for budget in budgets]
@@ -141,9 +130,16 @@ def _table4(config: Table4Config, device: torch.device, echo: Callable[[str], No
         if not clock.has(part, "estimate", name)
         and not all(clock.has(part, "selection", name, repeat) for repeat in range(config.repeats))
     ]
+    trials = {
+        name: try_out(
+            methods[name], lambda rows, n: _real(model, data, labelled[:n], pool[:rows], config.seed),
+            budgets, config.pool, config.labelled, config.limit,
+        )
+        for name in dict.fromkeys(name for _, name in missing)
+    }  # fmt: skip
     for part, name in list(missing):
-        if over(trials[name], part.budget):
-            seconds = trials[name].acquisition(part.budget, config.pool, config.labelled)
+        seconds = trials[name].acquisition(part.budget, config.pool, config.labelled)
+        if config.limit is not None and seconds > config.limit:
             missing.remove((part, name))
             clock.add(Timing(part.axis, part.classes, "estimate", name, part.budget, 0, seconds, 0))
             echo(f"{_place(part, name)} not run: about {digits(seconds)} s, over the limit")

@@ -8,40 +8,48 @@ from dm2_fast.acquire import select_from
 from dm2_fast.round import Round
 from dm2_fast.strategy import Pass, Strategy
 
-_ROWS, _MORE_ROWS = 64, 256
-_SAMPLES, _MORE_SAMPLES = 64, 128
-_BUDGET, _MORE_BUDGET = 4, 16
-# Rows, labelled samples and budget; what is dear in a large pool shows first.
-_TRIALS = (
-    (_ROWS, _SAMPLES, _BUDGET),
-    (_MORE_ROWS, _SAMPLES, _BUDGET),
-    (_ROWS, _SAMPLES, _MORE_BUDGET),
-    (_MORE_ROWS, _SAMPLES, _MORE_BUDGET),
-    (_ROWS, _MORE_SAMPLES, _BUDGET),
-)
+Sizes = tuple[int, int, int]  # rows, labelled samples, budget
+
+_PART = 10  # a trial that takes less than this part of the limit says too little of what is over it
+_GROWTH = 4
+
+
+def _sizes(scale: int, labelled: int) -> tuple[Sizes, ...]:
+    """The sizes of the trials; what is dear in a large pool shows first."""
+    rows, budget = 64 * scale, 4 * scale
+    samples, more_samples = min(64 * scale, max(1, labelled // 2)), min(128 * scale, labelled)
+    return (
+        (rows, samples, budget),
+        (4 * rows, samples, budget),
+        (rows, samples, 4 * budget),
+        (4 * rows, samples, 4 * budget),
+        (rows, more_samples, budget),
+    )
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What a method needs on a model, and the seconds that it took in `_TRIALS`.
+    """What a method needs on a model, and the seconds that it took in five trials.
 
     Attributes:
         needs: Those of its passes that its choice runs.
+        sizes: Of the trials: the smallest, more rows, more picks, more of both, more labelled samples.
         spent: Seconds of each pass.
         seconds: Seconds of the selections.
     """
 
     needs: tuple[Pass, ...]
+    sizes: tuple[Sizes, ...]
     spent: tuple[dict[str, float], ...]
     seconds: tuple[float, ...]
 
     def passes(self, pool: int, labelled: int) -> dict[str, float]:
         """Seconds of each pass: a line in the rows and in the labelled samples."""
-        few, rows, _, _, samples = self.spent
+        few, by_rows, _, _, by_samples = self.spent
         return {
             name: s
-            + _rise(s, rows.get(name, s), _ROWS, _MORE_ROWS, pool)
-            + _rise(s, samples.get(name, s), _SAMPLES, _MORE_SAMPLES, labelled)
+            + self._rise_by_rows(s, by_rows.get(name, s), pool)
+            + self._rise_by_samples(s, by_samples.get(name, s), labelled)
             for name, s in few.items()
         }
 
@@ -49,33 +57,43 @@ class Trial:
         """Seconds of one selection: a line in rows, labelled samples and budget; more rows make the budget dearer."""
         first, by_rows, by_budget, by_both, by_samples = self.seconds
         of_few, of_many = max(0.0, by_budget - first), max(0.0, by_both - by_rows)
-        of_budget = of_few + _rise(of_few, of_many, _ROWS, _MORE_ROWS, pool)
+        of_budget = of_few + self._rise_by_rows(of_few, of_many, pool)
+        few_picks, more_picks = self.sizes[0][2], self.sizes[2][2]
         return (
             first
-            + _rise(first, by_rows, _ROWS, _MORE_ROWS, pool)
-            + _rise(first, by_samples, _SAMPLES, _MORE_SAMPLES, labelled)
-            + of_budget * max(0, budget - _BUDGET) / (_MORE_BUDGET - _BUDGET)
+            + self._rise_by_rows(first, by_rows, pool)
+            + self._rise_by_samples(first, by_samples, labelled)
+            + of_budget * max(0, budget - few_picks) / (more_picks - few_picks)
         )
 
     def acquisition(self, budget: int, pool: int, labelled: int) -> float:
         """Seconds of one acquisition, its passes and its selection."""
         return sum(self.passes(pool, labelled).values()) + self.selection(budget, pool, labelled)
 
+    def _rise_by_rows(self, few: float, many: float, n: int) -> float:
+        return _rise(few, many, self.sizes[0][0], self.sizes[1][0], n)
+
+    def _rise_by_samples(self, few: float, many: float, n: int) -> float:
+        return _rise(few, many, self.sizes[0][1], self.sizes[4][1], n)
+
 
 def _rise(few: float, many: float, at_few: int, at_many: int, n: int) -> float:
     """What a line through (at_few, few) and (at_many, many) has more at n than at at_few; no line falls."""
-    return max(0.0, many - few) / (at_many - at_few) * max(0, n - at_few)
+    return max(0.0, many - few) / max(1, at_many - at_few) * max(0, n - at_few)
 
 
 def try_out(
     strategy: Strategy,
     round_of: Callable[[int, int], Round],
-    enough: Callable[[Trial], bool] = lambda trial: False,
+    budgets: Sequence[int],
+    pool: int,
+    labelled: int,
+    limit: float | None = None,
 ) -> Trial:
     """Run a strategy on rounds with few rows and labelled samples, which `round_of` makes.
 
-    What was not yet tried counts as no slower than the first trial, so that estimates grow from trial to trial; it ends
-    where they are enough.
+    With a limit, trials end where the smallest budget is over it; and they are repeated with four times the sizes while
+    the largest is over it by an estimate from trials so short that it may be noise.
     """
     names = [shared.name for shared in strategy.passes]
 
@@ -86,18 +104,33 @@ def try_out(
         whole, passes = perf_counter() - start, {name: stages[name] for name in names if name in stages}
         return passes, max(0.0, whole - sum(passes.values()))
 
-    def trial() -> Trial:
-        spent, seconds = zip(*done, *[done[0]] * (len(_TRIALS) - len(done)), strict=True)
-        return Trial(tuple(p for p in strategy.passes if p.name in spent[0]), spent, seconds)
+    def trial(sizes: tuple[Sizes, ...], done: list[tuple[dict[str, float], float]]) -> Trial:
+        """What was not yet tried counts as no slower than the first trial: estimates grow from trial to trial."""
+        spent, seconds = zip(*done, *[done[0]] * (len(sizes) - len(done)), strict=True)
+        return Trial(tuple(p for p in strategy.passes if p.name in spent[0]), sizes, spent, seconds)
 
-    done = [run(*_TRIALS[0])]  # to warm up
-    if not enough(trial()):
-        done = []
-        for sizes in _TRIALS:
-            done.append(run(*sizes))
-            if enough(trial()):
-                break
-    return trial()
+    def over(found: Trial, budget: int) -> bool:
+        return limit is not None and found.acquisition(budget, pool, labelled) > limit
+
+    def told(found: Trial) -> bool:
+        longest = max(s + sum(passes.values()) for passes, s in zip(found.spent, found.seconds, strict=True))
+        return limit is None or longest * _PART >= limit
+
+    scale = 1
+    found = trial(_sizes(1, labelled), [run(*_sizes(1, labelled)[0])])  # to warm up
+    if over(found, min(budgets)) and told(found):
+        return found
+    while True:
+        sizes, done = _sizes(scale, labelled), []
+        for each in sizes:
+            done.append(run(*each))
+            found = trial(sizes, done)
+            if over(found, min(budgets)) and told(found):
+                return found
+        larger = _sizes(scale * _GROWTH, labelled)
+        if told(found) or not over(found, max(budgets)) or max(rows for rows, _, _ in larger) > pool:
+            return found
+        scale *= _GROWTH
 
 
 def estimate(acquisitions: Sequence[tuple[Trial, int]], pool: int, labelled: int, repeats: int) -> float:

@@ -118,7 +118,7 @@ def test_every_method_is_charged_with_the_passes_that_it_runs(name: str) -> None
         return Round(forward, labelled=data.x[: min(labelled, 40)], labels=data.y[: min(labelled, 40)])
 
     own = {"choose", "neighbours", "radius", "edges", "clusters"}
-    needs = [shared.name for shared in try_out(quick(name), asked).needs]
+    needs = [shared.name for shared in try_out(quick(name), asked, [4], 1000, 40).needs]
     assert set(needs) == set(select_from(asked(64, 40), 4, quick(name)).seconds) - own
 
 
@@ -158,7 +158,8 @@ def test_a_method_over_the_limit_is_named_with_its_estimate_and_not_run(
 
 def test_an_estimate_grows_with_rows_labelled_samples_and_budget() -> None:
     spent = ({"a": 1.0}, {"a": 4.0}, {"a": 1.0}, {"a": 4.0}, {"a": 1.5})
-    of = Trial((), spent, (0.1, 0.7, 0.22, 1.3, 0.1))
+    sizes = ((64, 64, 4), (256, 64, 4), (64, 64, 16), (256, 64, 16), (64, 128, 4))
+    of = Trial((), sizes, spent, (0.1, 0.7, 0.22, 1.3, 0.1))
     assert of.passes(640, 320) == {"a": pytest.approx(1 + 1 * 9 + 0.5 * 4)}
     by_pick = 0.01 + (0.05 - 0.01) / 192 * 576
     assert of.selection(100, 640, 320) == pytest.approx(0.1 + 0.2 * 9 + by_pick * 96)
@@ -178,28 +179,58 @@ def test_the_estimate_of_a_method_whose_time_is_rows_times_picks_is_right(monkey
     def asked(rows: int, labelled: int) -> Round:
         return Round(ForwardPass(torch.nn.Linear(3, 2), torch.rand(rows, 3)))
 
-    found = try_out(strategies.get(product_choice), asked)
+    found = try_out(strategies.get(product_choice), asked, [1000], 10_000, 1000)
     assert found.acquisition(1000, 10_000, 1000) == pytest.approx(10_000 * 998)
 
 
-def test_trials_end_where_they_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The rows and labelled samples of the trials to come, by that clock."""
     monkeypatch.setattr(trial, "perf_counter", lambda: Clock.now)
-    tried: list[int] = []
+    return []
 
+
+def try_with(tried: list[tuple[int, int]], choice: Callable[[Round, int, None], Picked], limit: float) -> Trial:
     def asked(rows: int, labelled: int) -> Round:
-        tried.append(rows)
+        tried.append((rows, labelled))
         return Round(ForwardPass(torch.nn.Linear(3, 2), torch.rand(rows, 3)))
 
-    def over(limit: float) -> Callable[[Trial], bool]:
-        return lambda found: found.acquisition(100, 10_000, 1000) > limit
+    return try_out(strategies.get(choice), asked, [100, 2500], 10_000, 1000, limit)
 
-    assert try_out(strategies.get(slow_choice), asked, over(0.5)).acquisition(100, 10_000, 1000) == 1
-    assert tried == [64]
-    assert try_out(strategies.get(slow_choice), asked, over(2)).acquisition(100, 10_000, 1000) == 1
-    assert tried[1:] == [64, 64, 256, 64, 256, 64]
+
+SET = [(64, 64), (256, 64), (64, 64), (256, 64), (64, 128)]
+
+
+def test_trials_end_where_they_are_enough(tried: list[tuple[int, int]]) -> None:
+    assert try_with(tried, slow_choice, 0.5).acquisition(100, 10_000, 1000) == 1
+    assert tried == [(64, 64)]
+    assert try_with(tried, slow_choice, 2).acquisition(100, 10_000, 1000) == 1
+    assert tried[1:] == [(64, 64), *SET]
     tried.clear()
-    assert try_out(strategies.get(product_choice), asked, over(5000)).acquisition(100, 10_000, 1000) > 5000
-    assert tried == [64, 64, 256]
+    assert try_with(tried, product_choice, 5000).acquisition(100, 10_000, 1000) > 5000
+    assert tried == [(64, 64), (64, 64), (256, 64)]
+
+
+def test_a_few_milliseconds_that_a_short_trial_took_longer_do_not_rule_a_method_out(
+    tried: list[tuple[int, int]],
+) -> None:
+    def choice(asked: Round, budget: int, options: None) -> Picked:
+        Clock.now += 0.001 + 0.05 * (len(tried) == 5)  # the first trial of many rows and many picks
+        return Picked(torch.arange(budget), None)
+
+    found = try_with(tried, choice, 30)
+    assert tried == [(64, 64), *SET, *((4 * rows, 4 * samples) for rows, samples in SET)]
+    assert found.acquisition(2500, 10_000, 1000) == pytest.approx(0.001)
+
+
+def test_trials_grow_until_they_tell_and_no_larger_than_the_pool(tried: list[tuple[int, int]]) -> None:
+    def choice(asked: Round, budget: int, options: None) -> Picked:
+        Clock.now += 1e-6 * len(asked.forward) * budget
+        return Picked(torch.arange(budget), None)
+
+    assert try_with(tried, choice, 20).acquisition(2500, 10_000, 1000) == pytest.approx(25)
+    assert max(tried) == (4096, 500)  # of 10,000 rows and 1,000 samples, which are 1,000 in the trial of more of them
+    assert (1024, 1000) in tried
 
 
 @pytest.mark.parametrize(
