@@ -8,6 +8,8 @@ accuracy above that of another method, paired over the seeds that both have, wit
 """
 
 import argparse
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,7 +17,7 @@ import torch
 from dm2_fast.experiment.data.sets import load
 from dm2_fast.experiment.loop import subset
 from dm2_fast.experiment.machine import header, reproducible
-from dm2_fast.model.passes import ForwardPass
+from dm2_fast.experiment.training import evaluate, further_tests
 from dm2_fast.paper.statistics import interval
 from dm2_fast.paper.study_report import mean_and_deviation, points
 from dm2_fast.progress import tqdm
@@ -35,19 +37,23 @@ def finished(runs: Path, cell: str) -> dict[Key, Path]:
     return found
 
 
+def kept(images: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """These images, whatever rows are asked for."""
+    return lambda rows: images
+
+
 def errors(folders: dict[Key, Path], data_dir: Path, test: int) -> dict[Key, tuple[float, float]]:
     """The error of each model on clean test images, and its mean over all corrupted sets of them."""
     data = load("cifar10c", data_dir)
     rows = subset("test", len(data.x_test), test, 0)
-    models = {key: model_of_run(folder, tuple(data.x.shape[1:]))[0] for key, folder in folders.items()}
-
-    def of(images: torch.Tensor) -> dict[Key, float]:
-        logits = {key: ForwardPass(model, images, data.normalize).logits() for key, model in models.items()}
-        return {key: (each.argmax(1) != data.y_test[rows]).double().mean().item() for key, each in logits.items()}
-
-    clean = of(data.x_test[rows])
-    corrupted = [of(made.images(rows)) for made in tqdm(data.tests.values(), desc="corruptions")]
-    return {key: (clean[key], sum(each[key] for each in corrupted) / len(corrupted)) for key in models}
+    tests = tqdm(data.tests.items(), desc="corruptions")
+    data = replace(data, tests={name: replace(each, images=kept(each.images(rows))) for name, each in tests})
+    found = {}
+    for key, folder in tqdm(folders.items(), desc="models"):
+        model, _ = model_of_run(folder, tuple(data.x.shape[1:]))
+        clean = evaluate(model, data.x_test[rows], data.y_test[rows], data.normalize, 0.0)
+        found[key] = 1 - clean.accuracy, further_tests(model, data, rows)["corruption_error"]
+    return found
 
 
 def main() -> None:

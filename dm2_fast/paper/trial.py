@@ -116,21 +116,23 @@ def try_out(
         longest = max(s + sum(passes.values()) for passes, s in zip(found.spent, found.seconds, strict=True))
         return limit is None or longest * _PART >= limit
 
-    scale = 1
-    found = trial(_sizes(1, labelled), [run(*_sizes(1, labelled)[0])])  # to warm up
-    if over(found, min(budgets)) and told(found):
-        return found
-    while True:
-        sizes, done = _sizes(scale, labelled), []
+    def enough(found: Trial) -> bool:
+        return over(found, min(budgets)) and told(found)
+
+    scale, sizes = 1, _sizes(1, labelled)
+    found = trial(sizes, [run(*sizes[0])])  # to warm up
+    while not enough(found):
+        done = []
         for each in sizes:
             done.append(run(*each))
             found = trial(sizes, done)
-            if over(found, min(budgets)) and told(found):
+            if enough(found):
                 return found
-        larger = _sizes(scale * _GROWTH, labelled)
-        if told(found) or not over(found, max(budgets)) or max(rows for rows, _, _ in larger) > pool:
-            return found
         scale *= _GROWTH
+        sizes = _sizes(scale, labelled)
+        if told(found) or not over(found, max(budgets)) or max(rows for rows, _, _ in sizes) > pool:
+            break
+    return found
 
 
 def estimate(acquisitions: Sequence[tuple[Trial, int]], pool: int, labelled: int, repeats: int) -> float:
