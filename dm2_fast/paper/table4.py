@@ -1,5 +1,6 @@
 """Table 4: the time of one acquisition of each method on one trained model, against the budget and the classes."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
@@ -47,7 +48,7 @@ class Table4Config:
         methods: Strategies, functions of your own among them; null, or all on the command line, for every one of ours.
         repeats: Timed selections of each kind, after one for warming up.
         limit: Seconds that an acquisition may take: a method whose estimate is over it is named in the table with the
-            estimate, and not run; null for no limit.
+            estimate, and not run; null for no limit. A higher limit on the same folder runs what is below it then.
         seed: Key of everything random.
         device: auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.
         threads: CPU threads; null leaves them as they are.
@@ -121,6 +122,8 @@ def _table4(config: Table4Config, device: torch.device, echo: Callable[[str], No
 
     real = _real(model, data, labelled, pool, config.seed)
     clock = Clock(folder / "timings.csv", device)
+    limit = math.inf if config.limit is None else config.limit
+    clock.timings = [t for t in clock.timings if t.part != "estimate" or t.seconds > limit]
     wanted = [Wanted("budget", len(data.classes), budget) for budget in budgets]
     wanted += [Wanted("classes", classes, budgets[len(budgets) // 2]) for classes in config.classes]
     missing = [
@@ -139,7 +142,7 @@ def _table4(config: Table4Config, device: torch.device, echo: Callable[[str], No
     }  # fmt: skip
     for part, name in list(missing):
         seconds = trials[name].acquisition(part.budget, config.pool, config.labelled)
-        if config.limit is not None and seconds > config.limit:
+        if seconds > limit:
             missing.remove((part, name))
             clock.add(Timing(part.axis, part.classes, "estimate", name, part.budget, 0, seconds, 0))
             echo(f"{_place(part, name)} not run: about {digits(seconds)} s, over the limit")
@@ -239,7 +242,7 @@ def _check_settings(file: Path, config: Table4Config) -> None:
     import yaml
 
     values = asdict(config) | {"methods": config.methods or list(strategies.names())}
-    now = {name: str(value) for name, value in values.items() if name not in ("table", "data_dir", "output")}
+    now = {name: str(value) for name, value in values.items() if name not in ("table", "data_dir", "limit", "output")}
     if file.exists():
         different = differences(dict.fromkeys(now, "None") | read_yaml(file), now)
         if different:

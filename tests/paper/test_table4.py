@@ -152,8 +152,11 @@ def test_a_method_over_the_limit_is_named_with_its_estimate_and_not_run(
     assert (folder / "table4.png").exists()
     table4(config)  # goes on with what it has
     assert (folder / "table4.md").read_text().split("\n", 3)[3] == text.split("\n", 3)[3]
-    with pytest.raises(FileExistsError, match=r"limit \(0.5 there, None here\)"):
-        table4(replace(config, limit=None))
+    table4(replace(config, limit=2))  # a higher limit runs what is below it, and times nothing again
+    ended = read_timings(folder / "timings.csv")
+    assert [timing for timing in ended if timing.name == "random"] == [t for t in timings if t.name == "random"]
+    assert {(t.part, t.name) for t in ended} == {("selection", "random"), ("selection", slow)}
+    assert "not run" not in (folder / "table4.md").read_text()
 
 
 def test_an_estimate_grows_with_rows_labelled_samples_and_budget() -> None:
