@@ -18,8 +18,6 @@ from documents import ROOT
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RESULTS = sorted(path for path in (ROOT / "results").iterdir() if path.is_dir())
 
-NO_COMMAND = {"table4"}  # made before results named their command
-
 _UNIT = r"(?:ms|s|seconds|minutes|hours|MB|GB|KB|bytes|images/s|times|points)"
 _NUMBER = r"(?<![\w./-])[+-]?\d[\d,]*(?:\.\d+)?(?![\w.]|\.\d)"
 _PAIR = re.compile(rf"({_NUMBER}) ± ({_NUMBER})")
@@ -76,7 +74,7 @@ def test_numbers_are_those_of_a_file(page: Path) -> None:
     assert untraced == 0, f"{untraced} paragraphs without a file"
 
 
-@pytest.mark.parametrize("folder", [f for f in RESULTS if f.name not in NO_COMMAND], ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", RESULTS, ids=lambda folder: folder.name)
 def test_results_say_what_made_them(folder: Path) -> None:
     """Command, commit, machine, versions and date stand in a text of the folder."""
     texts = [file.read_text() for file in folder.rglob("*") if file.suffix in (".md", ".yaml", ".txt")]
