@@ -136,7 +136,7 @@ def _table4(config: Table4Config, device: torch.device, echo: Callable[[str], No
     trials = {
         name: try_out(
             methods[name], lambda rows, n: _real(model, data, labelled[:n], pool[:rows], config.seed),
-            budgets, config.pool, config.labelled, config.limit,
+            budgets, config.pool, config.labelled, limit,
         )
         for name in dict.fromkeys(name for _, name in missing)
     }  # fmt: skip

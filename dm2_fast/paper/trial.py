@@ -1,5 +1,6 @@
 """What an acquisition needs and about how long it takes, from lines through small trials of it."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -88,7 +89,7 @@ def try_out(
     budgets: Sequence[int],
     pool: int,
     labelled: int,
-    limit: float | None = None,
+    limit: float = math.inf,
 ) -> Trial:
     """Run a strategy on rounds with few rows and labelled samples, which `round_of` makes.
 
@@ -110,11 +111,11 @@ def try_out(
         return Trial(tuple(p for p in strategy.passes if p.name in spent[0]), sizes, spent, seconds)
 
     def over(found: Trial, budget: int) -> bool:
-        return limit is not None and found.acquisition(budget, pool, labelled) > limit
+        return found.acquisition(budget, pool, labelled) > limit
 
     def told(found: Trial) -> bool:
         longest = max(s + sum(passes.values()) for passes, s in zip(found.spent, found.seconds, strict=True))
-        return limit is None or longest * _PART >= limit
+        return longest * _PART >= limit
 
     def enough(found: Trial) -> bool:
         return over(found, min(budgets)) and told(found)
